@@ -1,0 +1,1 @@
+"""Quantise, pack, unpack and attend: one folder an operation."""

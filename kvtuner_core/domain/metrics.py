@@ -1,0 +1,82 @@
+"""Measured errors and qualities."""
+
+from dataclasses import dataclass
+
+from kvtuner_core.domain.precision import PrecisionPair
+
+METRIC_VERSION = 1
+"""Raised whenever a definition below changes, so that old stored numbers are not reused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A mean with a 95% bootstrap interval over prompts.
+
+    Attributes:
+        mean: Mean over all suffix tokens of all prompts.
+        low: 2.5% quantile of the bootstrap means.
+        high: 97.5% quantile.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorProfile:
+    """Errors of one layer under one pair, everything else in full precision (METHOD: KVTuner section 4).
+
+    Attributes:
+        layer: Index among the layers that keep a cache, from 0.
+        pair: The bits under test.
+        key_error: Relative error of the keys, ‖K-K'‖ / ‖K‖ per prompt and head, mean.
+        value_error: Relative error of the values, likewise.
+        score_error: Absolute error of the attention scores, Σ|a-a'| per prompt, head and query
+            (0 to 2), mean.
+        output_error: Relative error of the attention output, ‖o-o'‖ / ‖o‖ per prompt, head and
+            query, mean.
+        kl: End-to-end mean KL(full || quantised) in nats per token with only this layer quantised.
+    """
+
+    layer: int
+    pair: PrecisionPair
+    key_error: float
+    value_error: float
+    score_error: float
+    output_error: float
+    kl: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyScore:
+    """Quality of one policy on one prompt set, by teacher forcing.
+
+    Attributes:
+        kl: KL(full || quantised) in nats per suffix token.
+        top1_agreement: Share of suffix tokens whose most likely next token is unchanged, 0 to 1.
+        nll_change: Mean change of the negative log-likelihood of the text, in nats per token.
+        kl_per_prompt: Mean KL of each prompt, in the set's order.
+        tokens_per_prompt: Scored suffix tokens of each prompt.
+        cache_bytes: Bytes the packed cache holds at the end of the longest prompt, batch 1,
+            in the model's own dtype where not quantised.
+        seconds: Time the evaluation took.
+    """
+
+    kl: Interval
+    top1_agreement: float
+    nll_change: float
+    kl_per_prompt: tuple[float, ...]
+    tokens_per_prompt: tuple[int, ...]
+    cache_bytes: int
+    seconds: float
+
+    @property
+    def tokens(self) -> int:
+        """Scored suffix tokens of all prompts."""
+        return sum(self.tokens_per_prompt)
+
+    @property
+    def prompts(self) -> int:
+        """Number of prompts."""
+        return len(self.tokens_per_prompt)

@@ -1,0 +1,226 @@
+"""What a study asks for and what it finds."""
+
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from kvtuner_core.domain.metrics import ErrorProfile, Interval, PolicyScore
+from kvtuner_core.domain.model import ModelInfo, ModelSpec
+from kvtuner_core.domain.policy import KVPolicy
+from kvtuner_core.domain.precision import PrecisionPair
+from kvtuner_core.domain.provenance import Provenance
+from kvtuner_core.domain.scheme import QuantScheme
+
+
+class NoiseRule(StrEnum):
+    """What happens to layers that DBSCAN calls noise: each ``ALONE``, or all in one ``TOGETHER`` group."""
+
+    ALONE = "alone"
+    TOGETHER = "together"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruningOptions:
+    """Pair pruning, intra-layer (KVTuner, section 5.1).
+
+    Attributes:
+        enabled: Whether dominated pairs are dropped at all.
+        tolerance: A pair is dominated only if another is no wider and its output error is lower
+            by more than this (absolute); 0 is as published.
+    """
+
+    enabled: bool = True
+    tolerance: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupingOptions:
+    """Layer grouping, inter-layer (KVTuner, section 5.2): DBSCAN on vectors of output errors.
+
+    Attributes:
+        enabled: Whether layers share a choice at all; without, each layer is a group.
+        eps: Largest Euclidean distance between neighbours.
+        min_samples: Neighbours, itself included, that make a layer a core of a group.
+        noise: What layers without a group become.
+    """
+
+    enabled: bool = True
+    eps: float = 0.05
+    min_samples: int = 2
+    noise: NoiseRule = NoiseRule.ALONE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerGroup:
+    """Layers that share one choice of pair.
+
+    Attributes:
+        layers: Indices among the cached layers, ascending; not necessarily neighbours.
+        pairs: The pairs the group may choose from, most bits first.
+        noise: Whether DBSCAN left it over.
+    """
+
+    layers: tuple[int, ...]
+    pairs: tuple[PrecisionPair, ...]
+    noise: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSpace:
+    """What pruning and grouping left of the candidates.
+
+    Attributes:
+        candidates: All pairs that were swept.
+        kept: Surviving pairs per layer.
+        groups: The layer groups.
+    """
+
+    candidates: tuple[PrecisionPair, ...]
+    kept: tuple[tuple[PrecisionPair, ...], ...]
+    groups: tuple[LayerGroup, ...]
+
+    @property
+    def log10_before(self) -> float:
+        """Log10 of the number of policies before pruning and grouping."""
+        return len(self.kept) * math.log10(len(self.candidates))
+
+    @property
+    def log10_pruned(self) -> float:
+        """Log10 of the number of policies after pruning, before grouping."""
+        return sum(math.log10(len(pairs)) for pairs in self.kept)
+
+    @property
+    def log10_after(self) -> float:
+        """Log10 of the number of policies the search chooses from."""
+        return sum(math.log10(len(group.pairs)) for group in self.groups)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepSpec:
+    """A sensitivity sweep.
+
+    Attributes:
+        model: Which model.
+        scheme: Grouping and rounding.
+        bits: Candidate bit widths; the pairs are all their combinations.
+        prompts: Name of a shipped calibration set, or a file's path, or ``upload:DIGEST``.
+        limit: Number of prompts taken from the set's start.
+        prefix_tokens: Tokens read first and quantised.
+        suffix_tokens: Tokens scored.
+        seed: Seed of everything random.
+        pruning: Options of pair pruning.
+        grouping: Options of layer grouping.
+    """
+
+    model: ModelSpec = field(default_factory=ModelSpec)
+    scheme: QuantScheme = field(default_factory=QuantScheme.per_token)
+    bits: tuple[int, ...] = (2, 4, 8)
+    prompts: str = "calibration"
+    limit: int = 6
+    prefix_tokens: int = 512
+    suffix_tokens: int = 24
+    seed: int = 0
+    pruning: PruningOptions = field(default_factory=PruningOptions)
+    grouping: GroupingOptions = field(default_factory=GroupingOptions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSpec:
+    """A search on top of a sweep.
+
+    Attributes:
+        sweep: The sweep it starts from; its calibration prompts also score the candidates.
+        evaluations: Number of different policies scored on calibration prompts, baselines left out.
+        population: Individuals of a generation.
+        max_bits: Largest effective bits of a candidate, or ``None``.
+        evaluation_prompts: Set on which the front is scored again.
+        evaluation_limit: Number of prompts taken from it.
+        evaluation_suffix_tokens: Tokens scored in each of them.
+    """
+
+    sweep: SweepSpec = field(default_factory=SweepSpec)
+    evaluations: int = 200
+    population: int = 50
+    max_bits: float | None = None
+    evaluation_prompts: str = "evaluation"
+    evaluation_limit: int = 12
+    evaluation_suffix_tokens: int = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepResult:
+    """What a sweep found."""
+
+    spec: SweepSpec
+    model: ModelInfo
+    profiles: tuple[ErrorProfile, ...]
+    space: SearchSpace
+    provenance: Provenance
+    seconds: float
+
+
+class CandidateOrigin(StrEnum):
+    """Whether a candidate was searched or is a uniform baseline."""
+
+    SEARCH = "search"
+    BASELINE = "baseline"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A policy with what was measured of it.
+
+    Attributes:
+        policy: The policy.
+        origin: Searched or baseline.
+        nominal_bits: Mean bits without scales and offsets.
+        effective_bits: Bits per scalar with scales, offsets and padding; windows left out.
+        calibration: Score on the calibration prompts, which the search saw.
+        evaluation: Score on the evaluation prompts, which it did not; only for the front and the
+            baselines.
+        order: Position in which it was evaluated, from 0.
+    """
+
+    policy: KVPolicy
+    origin: CandidateOrigin
+    nominal_bits: float
+    effective_bits: float
+    calibration: PolicyScore
+    evaluation: PolicyScore | None = None
+    order: int = 0
+
+    @property
+    def kl(self) -> Interval:
+        """KL on the evaluation prompts where there is one, else on the calibration prompts."""
+        return (self.evaluation or self.calibration).kl
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        run: Id of the stored run.
+        spec: What was asked.
+        sweep: The sweep it started from.
+        candidates: Every searched candidate, in order of evaluation.
+        front: The non-dominated ones by (effective bits, calibration KL), fewest bits first, each
+            scored on the evaluation prompts too.
+        baselines: Uniform policies and the unquantised one.
+        hypervolume: Area dominated by the front in (effective bits, log10 of 1e-6 + calibration KL)
+            below the reference point of 16 bits and 10 nats, as a share of the whole (0 to 1).
+        provenance: Device, dtype, versions, time.
+        seconds: Pairs of part (``sweep``, ``search``, ``evaluation``) and its wall time in seconds.
+        shipped: Whether it came with the project.
+    """
+
+    run: str
+    spec: SearchSpec
+    sweep: SweepResult
+    candidates: tuple[Candidate, ...]
+    front: tuple[Candidate, ...]
+    baselines: tuple[Candidate, ...]
+    hypervolume: float
+    provenance: Provenance
+    seconds: tuple[tuple[str, float], ...]
+    shipped: bool = False
