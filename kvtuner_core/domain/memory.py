@@ -32,7 +32,8 @@ class StoredTokens:
         sinks: First tokens, in full precision.
         packed: Quantised tokens; with per-channel groups a whole number of groups.
         window: Newest tokens, in full precision.
-        stale: Packed tokens at the front that a sliding window no longer shows.
+        stale: Tokens at the front (of the packed ones, or of the window where none is packed) that
+            a sliding window no longer shows; an unquantised side does not hold them.
     """
 
     sinks: int
@@ -41,25 +42,26 @@ class StoredTokens:
     stale: int = 0
 
 
+def packed_until(scheme: QuantScheme, tokens: int, *, sinks: int = 0) -> int:
+    """Index of the first of ``tokens`` tokens that is not quantised yet, ``sinks`` of them left out."""
+    return sinks + max(0, tokens - sinks - scheme.residual_length) // scheme.flush_tokens * scheme.flush_tokens
+
+
 def stored_tokens(scheme: QuantScheme, tokens: int, sliding_window: int | None = None) -> StoredTokens:
     """How a layer holds ``tokens`` tokens after the last of them was appended.
 
     A sliding-window layer keeps what the next query can still see, ``sliding_window - 1``
-    tokens, has no sinks, and gives up packed tokens by whole groups.
+    tokens, has no sinks, and gives up its oldest tokens by whole groups, packed or not: a group
+    whose first tokens were gone could not be quantised any more.
     """
-    unit = scheme.flush_tokens
     if sliding_window is None:
         sinks = min(tokens, scheme.sink_length)
-        packed = max(0, tokens - sinks - scheme.residual_length) // unit * unit
-        return StoredTokens(sinks=sinks, packed=packed, window=tokens - sinks - packed)
-    packed_end = max(0, tokens - scheme.residual_length) // unit * unit
+        end = packed_until(scheme, tokens, sinks=sinks)
+        return StoredTokens(sinks=sinks, packed=end - sinks, window=tokens - end)
     first_visible = max(0, tokens - (sliding_window - 1))
-    if first_visible >= packed_end:
-        return StoredTokens(sinks=0, packed=0, window=tokens - first_visible)
-    packed_start = first_visible // unit * unit
-    return StoredTokens(
-        sinks=0, packed=packed_end - packed_start, window=tokens - packed_end, stale=first_visible - packed_start
-    )
+    start = first_visible // scheme.flush_tokens * scheme.flush_tokens
+    end = max(start, packed_until(scheme, tokens))
+    return StoredTokens(sinks=0, packed=end - start, window=tokens - end, stale=first_visible - start)
 
 
 def packed_bytes(scheme: QuantScheme, granularity: Granularity, *, bits: int, tokens: int, head_dim: int) -> int:
@@ -87,10 +89,11 @@ def _head_pairs(precision: LayerPrecision, kv_heads: int, layer: int) -> tuple[t
 def _side_bytes(
     scheme: QuantScheme, granularity: Granularity, held: StoredTokens, *, bits: int, head_dim: int, full_bytes: int
 ) -> int:
-    full = (held.sinks + held.window) * head_dim * full_bytes
     if bits == FULL_BITS:
-        return full + (held.packed - held.stale) * head_dim * full_bytes
-    return full + packed_bytes(scheme, granularity, bits=bits, tokens=held.packed, head_dim=head_dim)
+        return (held.sinks + held.packed + held.window - held.stale) * head_dim * full_bytes
+    return (held.sinks + held.window) * head_dim * full_bytes + packed_bytes(
+        scheme, granularity, bits=bits, tokens=held.packed, head_dim=head_dim
+    )
 
 
 def layer_bytes(

@@ -8,7 +8,7 @@ from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.runs import Progress, RunKind, RunRecord, RunStatus
 from kvtuner_core.domain.study import Candidate
-from kvtuner_core.domain.tasks import Answer, Task
+from kvtuner_core.domain.tasks import Answer, Task, WorkerInfo
 
 Emit = Callable[[object], None]
 """Receives what a task reports while it runs, such as a `TokenEvent`."""
@@ -28,6 +28,10 @@ class Compute(Protocol):
         Raises:
             KVTunerError: What the task raised, unchanged, or `ComputeError` if the worker died.
         """
+        ...
+
+    def workers(self) -> tuple[WorkerInfo, ...]:
+        """The processes that are there now; empty where none was needed yet."""
         ...
 
     def close(self) -> None:

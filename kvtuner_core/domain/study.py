@@ -149,7 +149,17 @@ class SearchSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepResult:
-    """What a sweep found."""
+    """What a sweep found.
+
+    Attributes:
+        spec: What was asked.
+        model: The model, fingerprint included.
+        profiles: One per layer and pair.
+        space: Pairs kept, and layer groups.
+        provenance: Device, dtype, versions, time.
+        seconds: Wall time; little where measurements were reused.
+        prompts_digest: `PromptSet.digest` of the calibration prompts.
+    """
 
     spec: SweepSpec
     model: ModelInfo
@@ -157,6 +167,7 @@ class SweepResult:
     space: SearchSpace
     provenance: Provenance
     seconds: float
+    prompts_digest: str = ""
 
 
 class CandidateOrigin(StrEnum):
@@ -211,6 +222,7 @@ class SearchResult:
             below the reference point of 16 bits and 10 nats, as a share of the whole (0 to 1).
         provenance: Device, dtype, versions, time.
         seconds: Pairs of part (``sweep``, ``search``, ``evaluation``) and its wall time in seconds.
+        evaluation_digest: `PromptSet.digest` of the evaluation prompts.
         shipped: Whether it came with the project.
     """
 
@@ -223,4 +235,5 @@ class SearchResult:
     hypervolume: float
     provenance: Provenance
     seconds: tuple[tuple[str, float], ...]
+    evaluation_digest: str = ""
     shipped: bool = False

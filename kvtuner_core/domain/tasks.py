@@ -137,5 +137,20 @@ class Generation:
     device: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerInfo:
+    """A process that runs tasks.
+
+    Attributes:
+        name: Its name among the workers.
+        device: Readable device, or where it runs.
+        pid: Its process id, or ``None`` where it is on another machine.
+    """
+
+    name: str
+    device: str
+    pid: int | None = None
+
+
 Task = InspectTask | ProfileTask | ScoreTask | GenerateTask
 Answer = ModelReport | tuple[ErrorProfile, ...] | PolicyScore | Generation

@@ -1,0 +1,1 @@
+"""Rounding keys and values to few bits, and packing the codes."""

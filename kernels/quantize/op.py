@@ -1,0 +1,151 @@
+"""Quantise, pack, dequantise and simulate: signatures, checks, and the choice of implementation."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.quantize import reference
+from kernels.quantize.reference import Granularity
+
+__all__ = ["BITS", "Granularity", "Packed", "dequantize", "quantize", "row_bytes", "simulate"]
+
+BITS = (8, 4, 3, 2)
+"""Bit widths that can be packed."""
+
+_UNIT = {8: (1, 1), 4: (2, 1), 3: (8, 3), 2: (4, 1)}
+
+
+def row_bytes(head_dim: int, bits: int) -> int:
+    """Bytes of one token's packed codes of one head: whole units of 1, 2 (4 bits), 4 (2) or 8 (3) values."""
+    values, size = _UNIT[bits]
+    return -(-head_dim // values) * size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Packed:
+    """A quantised tensor as it is stored; `kernels.quantize.reference` draws the bytes.
+
+    Attributes:
+        codes: ``[B, H, T, row_bytes]``, uint8.
+        scale: Per token ``[B, H, T, D / group_size]``, per channel ``[B, H, T / group_size, D]``.
+        offset: Like ``scale``; ``None`` if symmetric.
+        bits: Bits of a code.
+        granularity: What one scale covers.
+        group_size: Values that share a scale.
+        head_dim: Values of a row before packing, ``D``.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    offset: Tensor | None
+    bits: int
+    granularity: Granularity
+    group_size: int
+    head_dim: int
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens held, ``T``."""
+        return self.codes.shape[-2]
+
+
+def quantize(
+    x: Tensor,
+    *,
+    bits: int,
+    granularity: Granularity,
+    group_size: int,
+    symmetric: bool = False,
+    scale_dtype: torch.dtype = torch.float16,
+) -> Packed:
+    """Quantise ``x`` and pack the codes.
+
+    Asymmetric: ``scale = (max - min) / (2^b - 1)``, ``offset = min``,
+    ``code = round((x - offset) / scale)``. Symmetric: ``scale = absmax / (2^(b-1) - 1)``,
+    ``code = round(x / scale)``. Scale and offset are stored first (rounded, and clamped to the
+    finite range of their type), then the codes are computed with the stored numbers. A group
+    whose stored scale is 0 (constant, or too small for the type) gives code 0.
+
+    Args:
+        x: ``[B, H, T, D]`` in float32, bfloat16 or float16; finite values.
+        bits: 8, 4, 3 or 2.
+        granularity: ``token``: groups along D of one token. ``channel``: groups of consecutive
+            tokens of one channel.
+        group_size: Values that share a scale; divides D (``token``) or T (``channel``).
+        symmetric: Whether the offset is left out.
+        scale_dtype: Storage type of scale and offset, float16 or float32.
+
+    Returns:
+        The packed tensor; none of its tensors shares storage with ``x``.
+
+    Raises:
+        ValueError: If an argument breaks one of these rules.
+    """
+    _check(x, bits=bits, granularity=granularity, group_size=group_size, scale_dtype=scale_dtype)
+    codes, scale, offset = reference.quantize(
+        x, bits=bits, granularity=granularity, group_size=group_size, symmetric=symmetric, scale_dtype=scale_dtype
+    )
+    return Packed(
+        codes=codes,
+        scale=scale,
+        offset=offset,
+        bits=bits,
+        granularity=granularity,
+        group_size=group_size,
+        head_dim=x.shape[-1],
+    )
+
+
+def dequantize(packed: Packed, *, dtype: torch.dtype) -> Tensor:
+    """The values of a packed tensor, ``code * scale + offset`` in float32, then rounded to ``dtype``.
+
+    Args:
+        packed: What `quantize` returned.
+        dtype: Type of the result; a value beyond its finite range becomes its largest number.
+
+    Returns:
+        ``[B, H, T, D]``, a new tensor.
+    """
+    return reference.dequantize(
+        packed.codes,
+        packed.scale,
+        packed.offset,
+        bits=packed.bits,
+        granularity=packed.granularity,
+        head_dim=packed.head_dim,
+        dtype=dtype,
+    )
+
+
+def simulate(
+    x: Tensor,
+    *,
+    bits: int,
+    granularity: Granularity,
+    group_size: int,
+    symmetric: bool = False,
+    scale_dtype: torch.dtype = torch.float16,
+) -> Tensor:
+    """``dequantize(quantize(x))`` in the dtype of ``x``, without packing; equal to it in every value.
+
+    Arguments and errors are those of `quantize`; the result is ``[B, H, T, D]``, a new tensor.
+    """
+    _check(x, bits=bits, granularity=granularity, group_size=group_size, scale_dtype=scale_dtype)
+    return reference.simulate(
+        x, bits=bits, granularity=granularity, group_size=group_size, symmetric=symmetric, scale_dtype=scale_dtype
+    )
+
+
+def _check(x: Tensor, *, bits: int, granularity: str, group_size: int, scale_dtype: torch.dtype) -> None:
+    if x.ndim != 4 or not x.dtype.is_floating_point:
+        raise ValueError(f"x must be a floating-point tensor [B, H, T, D]; got {x.dtype} {list(x.shape)}.")
+    if bits not in BITS:
+        raise ValueError(f"bits must be 8, 4, 3 or 2; got {bits!r}. Keep 16-bit tensors as they are.")
+    if granularity not in ("token", "channel"):
+        raise ValueError(f"granularity must be 'token' or 'channel'; got {granularity!r}.")
+    if scale_dtype not in (torch.float16, torch.float32):
+        raise ValueError(f"scale_dtype must be torch.float16 or torch.float32; got {scale_dtype}.")
+    axis, size = ("D", x.shape[3]) if granularity == "token" else ("T", x.shape[2])
+    if group_size < 1 or size % group_size:
+        raise ValueError(f"group_size must divide {axis} ({size}) of a per-{granularity} tensor; got {group_size}.")

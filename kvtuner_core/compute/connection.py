@@ -1,0 +1,183 @@
+"""A client of Dask workers: sends calls, hands their events to whoever waits, and stops them."""
+
+import functools
+import hashlib
+import queue
+import threading
+import uuid
+from pathlib import Path
+from typing import Any
+
+from kvtuner_core.compute.cluster import start_cluster
+from kvtuner_core.compute.devices import Gpu
+from kvtuner_core.domain.tasks import Task
+from kvtuner_core.errors import ComputeError
+
+CONNECT_SECONDS = 10
+DONE = object()
+"""Put in a call's inbox when its future is done."""
+
+
+class Pending:
+    """A call under way.
+
+    Attributes:
+        id: Its unique name.
+        future: Dask's future of the `Reply`.
+        inbox: Pairs of number and event as they come in, and `DONE`.
+    """
+
+    def __init__(self, call: str) -> None:
+        self.id = call
+        self.future: Any = None
+        self.inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
+
+
+class Connection:
+    """One Dask client, and the local cluster where there is no other."""
+
+    def __init__(self, client: Any, cluster: Any | None, *, plugin: str) -> None:
+        self._client = client
+        self._cluster = cluster
+        self._plugin = plugin
+        self._topic = f"kvtuner-{uuid.uuid4().hex}"
+        self._pending: dict[str, Pending] = {}
+        self._lock = threading.Lock()
+        client.subscribe_topic(self._topic, self._receive)
+
+    @classmethod
+    def local(cls, factory: Any, *, gpus: tuple[Gpu, ...]) -> "Connection":
+        """Start workers on this machine and connect to them.
+
+        Raises:
+            ComputeError: If they do not start.
+        """
+        cluster = None
+        try:
+            cluster = start_cluster(gpus)
+            client = _client(cluster)
+        except (OSError, RuntimeError, TimeoutError) as error:
+            if cluster is not None:
+                cluster.close()
+            raise ComputeError(
+                f"The worker process could not be started ({_first_line(error)}). "
+                "See the terminal for its output; free memory and start again."
+            ) from error
+        return cls._ready(client, cluster, factory, plugin="kvtuner")
+
+    @classmethod
+    def remote(cls, factory: Any, *, scheduler: str, settings: str) -> "Connection":
+        """Connect to the workers of a running scheduler.
+
+        Args:
+            factory: Makes the runner in each worker.
+            scheduler: Address such as ``tcp://host:8786``.
+            settings: What tells this program's runner from another's on the same workers.
+
+        Raises:
+            ComputeError: If nobody answers there, or no worker is there.
+        """
+        try:
+            client = _client(scheduler)
+        except (OSError, ValueError, TimeoutError):
+            raise ComputeError(
+                f"KVTUNER_SCHEDULER must name a running Dask scheduler such as tcp://host:8786; {scheduler} did not "
+                f"answer within {CONNECT_SECONDS} s. Start one with: dask scheduler. Or unset the variable."
+            ) from None
+        try:
+            client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+        except TimeoutError:
+            client.close()
+            raise ComputeError(
+                f"The Dask scheduler {scheduler} has no workers. Start one with: dask worker {scheduler} --nthreads 1"
+            ) from None
+        digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
+        return cls._ready(client, None, factory, plugin=f"kvtuner-{digest}")
+
+    @classmethod
+    def _ready(cls, client: Any, cluster: Any | None, factory: Any, *, plugin: str) -> "Connection":
+        from kvtuner_core.compute.worker import RuntimePlugin
+
+        try:
+            client.register_plugin(RuntimePlugin(factory, name=plugin))
+        except Exception as error:
+            client.close()
+            if cluster is not None:
+                cluster.close()
+            raise ComputeError(
+                f"The workers cannot run this program ({_first_line(error)}). "
+                "Install the same version of it and of its requirements for them."
+            ) from error
+        return cls(client, cluster, plugin=plugin)
+
+    def submit(self, task: Task, *, home: str | None, listen: bool) -> Pending:
+        """Send a task, to the worker at address ``home`` if that one is still there."""
+        from kvtuner_core.compute.worker import Call, run_call
+
+        pending = Pending(uuid.uuid4().hex)
+        call = Call(id=pending.id, task=task, plugin=self._plugin, topic=self._topic if listen else "")
+        with self._lock:
+            self._pending[pending.id] = pending
+        pending.future = self._client.submit(
+            run_call,
+            call,
+            key=f"kvtuner-{pending.id}",
+            pure=False,
+            workers=[home] if home else None,
+            allow_other_workers=home is not None,
+        )
+        pending.future.add_done_callback(lambda _: pending.inbox.put(DONE))
+        return pending
+
+    def stop(self, pending: Pending) -> None:
+        """Tell the workers to stop a call; does not wait for a worker that is too busy to listen."""
+        from kvtuner_core.compute.worker import stop_call
+
+        tell = functools.partial(self._client.run, stop_call, self._plugin, pending.id, on_error="ignore")
+        threading.Thread(target=tell, name="kvtuner-stop", daemon=True).start()
+
+    def release(self, pending: Pending) -> None:
+        """Forget a call; one that has not begun never will."""
+        with self._lock:
+            self._pending.pop(pending.id, None)
+        if not pending.future.done():
+            pending.future.cancel()
+        pending.future.release()
+
+    def workers(self) -> tuple[tuple[str, str, int | None], ...]:
+        """Name, host and process id (``None`` on other machines) of each worker."""
+        if self._cluster is not None:
+            return tuple((str(name), "", nanny.pid) for name, nanny in sorted(self._cluster.workers.items()))
+        known = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        return tuple((str(worker["name"]), str(worker["host"]), None) for worker in known)
+
+    def close(self) -> None:
+        """Disconnect, and end the workers that were started here."""
+        self._client.close()
+        if self._cluster is not None:
+            self._cluster.close()
+
+    def _receive(self, event: tuple[float, Any]) -> None:
+        from kvtuner_core.compute.worker import read_event
+
+        call, number, value = read_event(event[1])
+        with self._lock:
+            pending = self._pending.get(call)
+        if pending is not None:
+            pending.inbox.put((number, value))
+
+
+def _client(address: Any) -> Any:
+    import distributed
+
+    connect: Any = distributed.Client
+    return connect(address, timeout=CONNECT_SECONDS, set_as_default=False)
+
+
+def settings_text(cache_dir: Path, roots: tuple[Path, ...] | None) -> str:
+    """What tells one program's runner from another's, as text."""
+    return repr((str(cache_dir), None if roots is None else [str(root) for root in roots]))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().split("\n")[0] or type(error).__name__)[:200]

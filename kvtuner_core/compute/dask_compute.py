@@ -1,0 +1,204 @@
+"""Model work on Dask workers: this machine's own, or those of a running scheduler."""
+
+import functools
+import queue
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvtuner_core.compute.connection import DONE, Connection, Pending, settings_text
+from kvtuner_core.compute.devices import Gpu, list_gpus
+from kvtuner_core.domain.model import ModelSpec
+from kvtuner_core.domain.ports import Emit
+from kvtuner_core.domain.tasks import Answer, GenerateTask, InspectTask, Task, WorkerInfo
+from kvtuner_core.errors import CancelledError, ComputeError
+
+if TYPE_CHECKING:
+    from kvtuner_core.compute.worker import Reply, RunnerFactory
+
+_POLL = 0.1
+_STOP_AGAIN = 1.0
+_STOP_PATIENCE = 5.0
+_LATE_EVENTS = 2.0
+
+
+class DaskCompute:
+    """Runs tasks in worker processes, so that a crash or a full memory never reaches this one.
+
+    Workers start at the first task. A worker that dies is restarted and its task tried again; after
+    the fourth death the task is given up with a `ComputeError`. Tasks on the same model go to the
+    worker that has it loaded, unless that one is busy with another task of this program.
+    """
+
+    def __init__(
+        self,
+        *,
+        cache_dir: Path,
+        roots: tuple[Path, ...] | None = None,
+        scheduler: str | None = None,
+        runner_factory: "RunnerFactory | None" = None,
+    ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            cache_dir: Folder for converted models.
+            roots: Folders that local models may lie in, or ``None`` for any.
+            scheduler: Address of a running scheduler, or ``None`` for workers of our own.
+            runner_factory: Makes what does the work in each worker; by default the model runtime.
+        """
+        self._cache_dir = cache_dir
+        self._roots = roots
+        self._scheduler = scheduler
+        self._factory = runner_factory
+        self._lock = threading.RLock()
+        self._connection: Connection | None = None
+        self._gpus: tuple[Gpu, ...] = ()
+        self._closed = False
+        self._homes: dict[ModelSpec, str] = {}
+        self._busy: list[str] = []
+
+    def run(self, task: Task, *, emit: Emit | None = None, cancelled: Callable[[], bool] | None = None) -> Answer:
+        """Run one task to its end, as `Compute.run`; events are emitted in the caller's thread.
+
+        Raises:
+            CancelledError: If it was cancelled and did not end by itself within a few seconds.
+            ComputeError: If its workers died or cannot be reached.
+            KVTunerError: What the task raised, unchanged.
+        """
+        connection = self._connected()
+        model = task.model if isinstance(task, InspectTask | GenerateTask) else task.evaluation.model
+        home = self._take_home(model)
+        pending = None
+        try:
+            pending = connection.submit(task, home=home, listen=emit is not None)
+            emitted = _follow(connection, pending, emit, cancelled)
+            reply = self._result(connection, pending)
+            _finish(pending, emit, emitted=emitted, events=reply.events)
+        finally:
+            if pending is not None:
+                connection.release(pending)
+            self._leave_home(home)
+        with self._lock:
+            self._homes[model] = reply.worker
+        return reply.answer
+
+    def workers(self) -> tuple[WorkerInfo, ...]:
+        """The worker processes; empty before the first task."""
+        with self._lock:
+            connection, gpus = self._connection, self._gpus
+        if connection is None:
+            return ()
+        names = [gpu.name for gpu in gpus] or ["cpu"]
+        return tuple(
+            WorkerInfo(name=name, device=host or names[number], pid=pid)
+            for number, (name, host, pid) in enumerate(connection.workers())
+        )
+
+    def close(self) -> None:
+        """End the workers that were started here; a second call does nothing."""
+        with self._lock:
+            self._closed = True
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _connected(self) -> Connection:
+        with self._lock:
+            if self._closed:
+                raise ComputeError("The workers are shut down because the program is closing. Start it again.")
+            if self._connection is None:
+                self._connection = self._connect()
+            return self._connection
+
+    def _connect(self) -> Connection:
+        from kvtuner_core.compute.worker import open_runtime
+
+        factory = self._factory or functools.partial(open_runtime, self._cache_dir, self._roots)
+        if self._scheduler:
+            settings = settings_text(self._cache_dir, self._roots)
+            return Connection.remote(factory, scheduler=self._scheduler, settings=settings)
+        self._gpus = list_gpus()
+        return Connection.local(factory, gpus=self._gpus)
+
+    def _take_home(self, model: ModelSpec) -> str | None:
+        with self._lock:
+            home = self._homes.get(model)
+            if home is None or home in self._busy:
+                return None
+            self._busy.append(home)
+            return home
+
+    def _leave_home(self, home: str | None) -> None:
+        with self._lock:
+            if home in self._busy:
+                self._busy.remove(home)
+
+    def _result(self, connection: Connection, pending: Pending) -> "Reply":
+        from distributed import KilledWorker
+
+        try:
+            reply: Reply = pending.future.result()
+        except KilledWorker as error:
+            raise ComputeError(
+                f"The worker process died {error.allowed_failures + 1} times on this task, probably out of memory. "
+                "Take fewer or shorter prompts, a smaller dtype or a smaller model, and start again."
+            ) from None
+        except Exception as error:
+            if pending.future.status == "error":
+                # The task's own, as it was raised.
+                raise
+            self._drop(connection)
+            raise ComputeError(
+                "The connection to the workers was lost. Start the job again; it goes on from where it stopped."
+            ) from error
+        return reply
+
+    def _drop(self, connection: Connection) -> None:
+        with self._lock:
+            if self._connection is connection:
+                self._connection = None
+                self._homes.clear()
+        connection.close()
+
+
+def _follow(connection: Connection, pending: Pending, emit: Emit | None, cancelled: Callable[[], bool] | None) -> int:
+    """Pass events on until the call is done; how many were emitted."""
+    emitted = 0
+    asked = told = 0.0
+    while (event := _next(pending, _POLL)) is not DONE:
+        emitted = _pass_on(event, emitted, emit)
+        if cancelled is None or not cancelled():
+            continue
+        now = time.monotonic()
+        asked = asked or now
+        if now - asked > _STOP_PATIENCE:
+            raise CancelledError("Cancelled; the worker finishes the step under way by itself.")
+        # A worker that was restarted meanwhile has not heard of it.
+        if now - told > _STOP_AGAIN:
+            connection.stop(pending)
+            told = now
+    return emitted
+
+
+def _finish(pending: Pending, emit: Emit | None, *, emitted: int, events: int) -> None:
+    """Pass on the events that were published before the answer and come in after it."""
+    deadline = time.monotonic() + _LATE_EVENTS
+    while emit is not None and emitted < events and time.monotonic() < deadline:
+        emitted = _pass_on(_next(pending, _POLL), emitted, emit)
+
+
+def _next(pending: Pending, timeout: float) -> object:
+    try:
+        return pending.inbox.get(timeout=timeout)
+    except queue.Empty:
+        return None
+
+
+def _pass_on(event: object, emitted: int, emit: Emit | None) -> int:
+    """Emit an event unless a first try of the task has emitted it already; how many there are now."""
+    if not isinstance(event, tuple) or emit is None or event[0] < emitted:
+        return emitted
+    emit(event[1])
+    return emitted + 1

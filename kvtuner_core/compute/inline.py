@@ -1,0 +1,54 @@
+"""Model work in this process, for the command line, notebooks and tests."""
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvtuner_core.domain.ports import Emit
+from kvtuner_core.domain.tasks import Answer, Task, WorkerInfo
+
+if TYPE_CHECKING:
+    from kvtuner_core.runtime.worker import Runtime
+
+
+class InlineCompute:
+    """Holds one `Runtime`, made at the first task; tasks of several threads run one after the other."""
+
+    def __init__(self, *, cache_dir: Path, roots: tuple[Path, ...] | None = None) -> None:
+        """Nothing is loaded yet.
+
+        Args:
+            cache_dir: Folder for converted models.
+            roots: Folders that local models may lie in, or ``None`` for any.
+        """
+        self._cache_dir = cache_dir
+        self._roots = roots
+        self._lock = threading.Lock()
+        self._runtime: Runtime | None = None
+
+    def run(self, task: Task, *, emit: Emit | None = None, cancelled: Callable[[], bool] | None = None) -> Answer:
+        """Run one task to its end, as `Compute.run`.
+
+        Raises:
+            KVTunerError: What the task raised.
+        """
+        with self._lock:
+            if self._runtime is None:
+                # torch and transformers take seconds to import, so only a first task pays for them.
+                from kvtuner_core.runtime.worker import Runtime
+
+                self._runtime = Runtime(cache_dir=self._cache_dir, roots=self._roots)
+            return self._runtime.run(task, emit=emit, cancelled=cancelled)
+
+    def workers(self) -> tuple[WorkerInfo, ...]:
+        """This process."""
+        return (WorkerInfo(name="inline", device="this process", pid=os.getpid()),)
+
+    def close(self) -> None:
+        """Release the loaded models; a second call does nothing."""
+        with self._lock:
+            if self._runtime is not None:
+                self._runtime.close()
+                self._runtime = None

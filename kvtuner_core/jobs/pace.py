@@ -1,0 +1,60 @@
+"""How fast a job goes, and how long the rest of its stage takes."""
+
+import statistics
+from collections import deque
+
+from kvtuner_core.domain.runs import Progress
+
+_RECENT = 32
+_KNOWN_AFTER = 2
+
+
+class Pace:
+    """Durations of the last newly computed units of one stage.
+
+    Units from the store cost nothing, so they are counted neither in the rate nor in the
+    estimate's unit time; time that passes between two progresses counts for the units in between.
+    """
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._computed = 0
+        self._reused = 0
+        self._left = 0
+        self._since = 0.0
+        self._durations: deque[float] = deque(maxlen=_RECENT)
+
+    def start(self, now: float) -> None:
+        """The work begins at ``now``, in seconds of a monotonic clock."""
+        self._since = now
+
+    def record(self, progress: Progress, *, now: float) -> None:
+        """Take in one progress."""
+        if progress.stage != self._stage:
+            self._stage, self._computed, self._reused = progress.stage, 0, 0
+            self._durations.clear()
+        computed = progress.done - progress.reused
+        new = computed - self._computed
+        if new > 0:
+            self._durations.extend([(now - self._since) / new] * min(new, _RECENT))
+        if new > 0 or progress.reused > self._reused:
+            self._since = now
+        self._computed, self._reused = computed, progress.reused
+        self._left = max(0, progress.total - progress.done)
+
+    @property
+    def rate(self) -> float:
+        """Newly computed units per second, 0 before two are known."""
+        spent = sum(self._durations)
+        return len(self._durations) / spent if self._known and spent > 0 else 0.0
+
+    def seconds_left(self, now: float) -> float | None:
+        """Median duration x units left, less what the unit under way has had; ``None`` before two are known."""
+        if not self._known or self._left == 0:
+            return None
+        unit = statistics.median_low(self._durations)
+        return self._left * unit - min(unit, max(0.0, now - self._since))
+
+    @property
+    def _known(self) -> bool:
+        return len(self._durations) >= _KNOWN_AFTER

@@ -1,0 +1,1 @@
+"""The live model: loading, capture, packed cache, evaluation and generation (torch, transformers)."""

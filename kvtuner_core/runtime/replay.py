@@ -1,0 +1,231 @@
+"""Runs suffixes through a model whose history is quantised, all positions in one pass.
+
+A batch holds prompts with suffixes of one length. Their prefixes may differ in length; prompts
+with equal prefixes form a part. The prefix was read once; here the model runs on the suffix alone
+while a function of ours, in the place of its attention, reads the bank.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from kvtuner_core.domain.policy import LayerPrecision
+from kvtuner_core.runtime.bank import Bank, LayerHistory, Side
+from kvtuner_core.runtime.interception import (
+    attention_implementation,
+    decoder_layers,
+    intercepted,
+    masked_attention,
+    recorded_outputs,
+    skipped_layers,
+)
+from kvtuner_core.runtime.prompts import CutPrompt
+
+Precisions = tuple[LayerPrecision, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Part:
+    """Prompts of a batch with prefixes of one length.
+
+    Attributes:
+        rows: Their rows in the batch.
+        prefix: Tokens of each prefix.
+        history: Exact keys and values of each cached layer.
+    """
+
+    rows: slice
+    prefix: int
+    history: tuple[LayerHistory, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Batch:
+    """Prompts that are scored together.
+
+    Attributes:
+        prompts: In the order of the rows.
+        parts: Groups of rows.
+        suffix_ids: ``[R, S]``.
+        positions: ``[R, S]``, absolute positions of the suffix tokens.
+        labels: ``[R * S]``, next tokens of the text, or -1.
+    """
+
+    prompts: tuple[CutPrompt, ...]
+    parts: tuple[Part, ...]
+    suffix_ids: Tensor
+    positions: Tensor
+    labels: Tensor
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Captured:
+    """Exact attention inputs of one layer for a batch's suffix.
+
+    Attributes:
+        module: The attention module.
+        query: ``[R, H, S, D]``.
+        key: ``[R, H_kv, S, D]``.
+        value: ``[R, H_kv, S, D_v]``.
+        own: The model's keyword arguments to its attention.
+    """
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    own: dict[str, Any]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Banked:
+    """A part with its bank and the masks of its layouts.
+
+    Attributes:
+        part: The prompts.
+        bank: Their laid-out history.
+        masks: ``[S, K]`` of each cached layer; layers of one window share a tensor.
+    """
+
+    part: Part
+    bank: Bank
+    masks: tuple[Tensor, ...]
+
+
+@dataclass(slots=True, eq=False)
+class SuffixAttention:
+    """The attention of one pass over a batch's suffix.
+
+    Attributes:
+        banked: The parts of the batch.
+        rows: Prompts of the batch, ``R``.
+        policies: Precisions of each layer; the pass has ``len(policies) * R`` rows, policy by policy.
+        implementation: What the model uses by itself.
+        captured: Filled with each layer's exact inputs where given.
+    """
+
+    banked: Sequence[Banked]
+    rows: int
+    policies: Sequence[Precisions]
+    implementation: str
+    captured: dict[int, Captured] | None = None
+    calls: int = 0
+    _sources: list[tuple[Tensor, int]] = field(default_factory=list)
+
+    def __call__(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor | None = None, **own: Any
+    ) -> tuple[Tensor, None]:
+        """Attend to the laid-out history; see `interception.Attention`."""
+        own.setdefault("scaling", getattr(module, "scaling", None))
+        layer = self._cached_layer(module, key)
+        self.calls += 1
+        if self.captured is not None:
+            self.captured.setdefault(layer, Captured(module=module, query=query, key=key, value=value, own=own))
+        pieces = []
+        for index, policy in enumerate(self.policies):
+            for banked in self.banked:
+                rows = slice(index * self.rows + banked.part.rows.start, index * self.rows + banked.part.rows.stop)
+                pieces.append(
+                    masked_attention(
+                        module,
+                        query[rows],
+                        banked.bank.with_suffix(layer, Side.KEY, policy[layer], key[rows]),
+                        banked.bank.with_suffix(layer, Side.VALUE, policy[layer], value[rows]),
+                        mask=banked.masks[layer],
+                        implementation=self.implementation,
+                        **own,
+                    )
+                )
+        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)), None
+
+    def _cached_layer(self, module: nn.Module, key: Tensor) -> int:
+        """Index among the cached layers; layers that reuse keys of another read its history."""
+        for source, index in self._sources:
+            if source is key:
+                return index
+        index = int(getattr(module, "layer_idx", len(self._sources)))
+        self._sources.append((key, index))
+        return index
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Replayer:
+    """Runs a model over suffixes.
+
+    Attributes:
+        model: The model.
+        layers: Its decoder layers where leading ones may be skipped, else ``None``.
+    """
+
+    model: PreTrainedModel
+    layers: nn.ModuleList | None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "Replayer":
+        """Prepare for a model."""
+        return cls(model=model, layers=decoder_layers(model))
+
+    def record(self, batch: Batch, banked: Sequence[Banked]) -> tuple[Tensor, list[Any], dict[int, Captured]]:
+        """Run in full precision; give logits ``[R * S, V]``, each layer's output, each layer's inputs."""
+        full = (LayerPrecision(),) * len(batch.parts[0].history)
+        captured: dict[int, Captured] = {}
+        attention = self._attention(batch, banked, [full])
+        attention.captured = captured
+        if self.layers is None:
+            return self._logits(batch, attention, 1), [], captured
+        with recorded_outputs(self.layers) as outputs:
+            logits = self._logits(batch, attention, 1)
+        return logits, outputs, captured
+
+    def logits(
+        self, batch: Batch, banked: Sequence[Banked], policies: Sequence[Precisions], *, outputs: Sequence[Any] = ()
+    ) -> Tensor:
+        """Logits ``[len(policies) * R * S, V]`` under some policies.
+
+        Args:
+            batch: The prompts.
+            banked: Their parts.
+            policies: One precision per cached layer, for each policy.
+            outputs: What `record` gave, so that layers before the first quantised one are skipped.
+        """
+        skip = min(_full_layers(policy) for policy in policies) if outputs else 0
+        output = _repeated(outputs[skip - 1], len(policies)) if skip else None
+        with skipped_layers(self.layers, skip, output):
+            return self._logits(batch, self._attention(batch, banked, policies), len(policies))
+
+    def _attention(self, batch: Batch, banked: Sequence[Banked], policies: Sequence[Precisions]) -> SuffixAttention:
+        return SuffixAttention(
+            banked,
+            rows=len(batch.prompts),
+            policies=policies,
+            implementation=attention_implementation(self.model),
+        )
+
+    def _logits(self, batch: Batch, attention: SuffixAttention, copies: int) -> Tensor:
+        with intercepted(self.model, attention):
+            logits: Tensor = self.model(
+                input_ids=batch.suffix_ids.repeat(copies, 1),
+                position_ids=batch.positions.repeat(copies, 1),
+                use_cache=False,
+            ).logits
+        return logits.flatten(0, 1)
+
+
+def _full_layers(policy: Precisions) -> int:
+    """Number of leading layers that are not quantised."""
+    for index, layer in enumerate(policy):
+        if not all(pair.is_full for pair in layer.pairs):
+            return index
+    return len(policy)
+
+
+def _repeated(output: Any, copies: int) -> Any:
+    if copies == 1:
+        return output
+    if isinstance(output, tuple):
+        return (output[0].repeat(copies, 1, 1), *output[1:])
+    return output.repeat(copies, 1, 1)

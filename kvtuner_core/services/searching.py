@@ -1,0 +1,144 @@
+"""Searches: sweep, search what is left, and score the front again on prompts the search did not see."""
+
+import time
+from collections.abc import Generator
+from dataclasses import replace
+
+from kvtuner_core.domain.memory import effective_bits
+from kvtuner_core.domain.policy import KVPolicy
+from kvtuner_core.domain.runs import Progress
+from kvtuner_core.domain.study import Candidate, CandidateOrigin, SearchResult, SearchSpec, SweepResult
+from kvtuner_core.services.measuring import Measurements, stamped
+from kvtuner_core.services.models import ensure_report
+from kvtuner_core.services.requests import calibration_session, check_search, evaluation_session
+from kvtuner_core.services.results import sweep_part
+from kvtuner_core.services.sweeping import SWEEP_STAGE, sweep
+from kvtuner_core.services.work import Cancelled, never, new_run_id
+from kvtuner_core.services.workspace import Workspace
+from kvtuner_core.store import to_json
+from kvtuner_core.tuning import baselines, hypervolume, pareto_front
+
+SEARCH_STAGE = "search"
+EVALUATION_STAGE = "evaluation"
+
+
+def search(
+    ws: Workspace, spec: SearchSpec, cancelled: Cancelled = never, *, run: str | None = None
+) -> Generator[Progress, None, SearchResult]:
+    """Sweep, search the space that is left, and score the front again on evaluation prompts.
+
+    The search is deterministic given the scores, so the same request started again replays what
+    the store knows and goes on from there.
+
+    Args:
+        ws: The workspace.
+        spec: What to search.
+        cancelled: Polled before each measurement.
+        run: Id under which the result is stored, or ``None`` to store none.
+
+    Yields:
+        The sweep's progress, then a `Progress` per policy with the `Candidate` as its event: first
+        the baselines, then the searched ones, then front and baselines with their evaluation.
+
+    Raises:
+        InputError: If the request does not fit.
+        CancelledError: If somebody asked to stop; what was measured is kept.
+    """
+    check_search(spec)
+    calibration = calibration_session(ws, spec.sweep)
+    evaluation = evaluation_session(ws, spec, calibration.prompts)
+    swept = yield from sweep(ws, spec.sweep, cancelled, run=None if run is None else sweep_part(run))
+    report = yield from ensure_report(ws, spec.sweep.model, cancelled)
+    started = time.perf_counter()
+    measurements = Measurements.of(ws, calibration, report, cancelled)
+    uniform, found = yield from _search(measurements, spec, swept)
+    searched = time.perf_counter()
+    checks = Measurements.of(ws, evaluation, report, cancelled)
+    uniform, front = yield from _evaluate(checks, uniform, pareto_front(found))
+    result = SearchResult(
+        run=run or new_run_id(),
+        spec=spec,
+        sweep=swept,
+        candidates=found,
+        front=front,
+        baselines=uniform,
+        hypervolume=hypervolume(front),
+        provenance=stamped(report),
+        seconds=(
+            (SWEEP_STAGE, swept.seconds),
+            (SEARCH_STAGE, searched - started),
+            (EVALUATION_STAGE, time.perf_counter() - searched),
+        ),
+        evaluation_digest=evaluation.prompts.digest,
+    )
+    if run is not None:
+        ws.store.put_result(run, to_json(result))
+    return result
+
+
+_Found = tuple[Candidate, ...]
+
+
+def _search(
+    measurements: Measurements, spec: SearchSpec, swept: SweepResult
+) -> Generator[Progress, None, tuple[_Found, _Found]]:
+    from kvtuner_core.tuning.search import NsgaSearch
+
+    geometry = swept.model.layers
+    policies = baselines(layers=len(geometry), scheme=spec.sweep.scheme)
+    total = len(policies) + spec.evaluations
+    uniform: list[Candidate] = []
+    yield Progress(stage=SEARCH_STAGE, done=0, total=total, message=f"{len(swept.space.groups)} layer groups")
+    for order, policy in enumerate(policies):
+        uniform.append(_baseline(measurements, policy, order))
+        yield _candidate_progress(SEARCH_STAGE, uniform[-1], (order + 1, total), measurements.reused)
+    searcher = NsgaSearch(
+        swept.space,
+        spec.sweep.scheme,
+        geometry,
+        evaluations=spec.evaluations,
+        population=spec.population,
+        seed=spec.sweep.seed,
+        max_bits=spec.max_bits,
+    )
+    found: list[Candidate] = []
+    for candidate in searcher.candidates(measurements):
+        found.append(candidate)
+        done = len(uniform) + len(found)
+        yield _candidate_progress(SEARCH_STAGE, candidate, (done, total), measurements.reused)
+    return tuple(uniform), tuple(found)
+
+
+def _baseline(measurements: Measurements, policy: KVPolicy, order: int) -> Candidate:
+    return Candidate(
+        policy=policy,
+        origin=CandidateOrigin.BASELINE,
+        nominal_bits=policy.nominal_bits,
+        effective_bits=effective_bits(policy, measurements.report.info.layers),
+        calibration=measurements.score(policy),
+        order=order,
+    )
+
+
+def _evaluate(
+    measurements: Measurements, uniform: _Found, front: _Found
+) -> Generator[Progress, None, tuple[_Found, _Found]]:
+    total = len(uniform) + len(front)
+    scored: list[Candidate] = []
+    yield Progress(stage=EVALUATION_STAGE, done=0, total=total, message="Front and baselines on evaluation prompts")
+    for candidate in (*uniform, *front):
+        scored.append(replace(candidate, evaluation=measurements.score(candidate.policy)))
+        yield _candidate_progress(EVALUATION_STAGE, scored[-1], (len(scored), total), measurements.reused)
+    return tuple(scored[: len(uniform)]), tuple(scored[len(uniform) :])
+
+
+def _candidate_progress(stage: str, candidate: Candidate, count: tuple[int, int], reused: int) -> Progress:
+    done, total = count
+    return Progress(
+        stage=stage,
+        done=done,
+        total=total,
+        reused=min(reused, done),
+        message=f"{candidate.policy.name}: KL {candidate.kl.mean:.4g} at {candidate.effective_bits:.2f} effective bits",
+        event=candidate,
+    )

@@ -1,0 +1,128 @@
+"""Scores and profiles under their content addresses."""
+
+import math
+from collections.abc import Iterable
+
+from kvtuner_core.domain.metrics import ErrorProfile, Interval, PolicyScore
+from kvtuner_core.domain.precision import PrecisionPair
+from kvtuner_core.domain.provenance import Provenance
+from kvtuner_core.errors import StoreError
+from kvtuner_core.store.codec import from_json, to_json
+from kvtuner_core.store.database import Database, Row
+from kvtuner_core.store.keys import Identity
+
+_SCORE = "kl, kl_low, kl_high, top1_agreement, nll_change, kl_per_prompt, tokens_per_prompt, cache_bytes, seconds"
+_PROFILE = "layer, pair, key_error, value_error, score_error, output_error, kl"
+_PROVENANCE = "created, device, device_type, dtype, versions"
+
+
+class Measurements:
+    """The tables ``scores`` and ``profiles``.
+
+    Putting the same identity twice keeps the first number: both measure the same thing. Infinite
+    values are kept as they are; a value that is not a number is refused.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def get_score(self, key: str) -> PolicyScore | None:
+        """The score stored under ``key``, or ``None``."""
+        rows = self._database.rows(f"SELECT {_SCORE} FROM scores WHERE key = ?", [key])  # noqa: S608 - a constant
+        return _score(rows[0]) if rows else None
+
+    def put_score(self, identity: Identity, score: PolicyScore, provenance: Provenance) -> None:
+        """Keep a score; it is on disk when this returns.
+
+        Raises:
+            StoreError: If a number of it is NaN.
+        """
+        numbers = (score.kl.mean, score.kl.low, score.kl.high, score.top1_agreement, score.nll_change)
+        _check_numbers("score", (*numbers, *score.kl_per_prompt))
+        values = [*numbers, list(score.kl_per_prompt), list(score.tokens_per_prompt), score.cache_bytes, score.seconds]
+        self._put("scores", identity, [*values, *_provenance_values(provenance)])
+
+    def count_scores(self, keys: Iterable[str]) -> int:
+        """How many of ``keys`` are stored; a key given twice counts once."""
+        return self._count("scores", keys)
+
+    def get_profile(self, key: str) -> ErrorProfile | None:
+        """The error profile stored under ``key``, or ``None``."""
+        rows = self._database.rows(f"SELECT {_PROFILE} FROM profiles WHERE key = ?", [key])  # noqa: S608 - a constant
+        return _profile(rows[0]) if rows else None
+
+    def put_profile(self, identity: Identity, profile: ErrorProfile, provenance: Provenance) -> None:
+        """Keep an error profile; it is on disk when this returns.
+
+        Raises:
+            StoreError: If a number of it is NaN.
+        """
+        numbers = (profile.key_error, profile.value_error, profile.score_error, profile.output_error, profile.kl)
+        _check_numbers("profile", numbers)
+        values = [profile.layer, profile.pair.name, *numbers]
+        self._put("profiles", identity, [*values, *_provenance_values(provenance)])
+
+    def count_profiles(self, keys: Iterable[str]) -> int:
+        """How many of ``keys`` are stored; a key given twice counts once."""
+        return self._count("profiles", keys)
+
+    def get_provenance(self, key: str) -> Provenance | None:
+        """Where and when the score or profile under ``key`` was measured, or ``None``."""
+        rows = self._database.rows(
+            f"SELECT {_PROVENANCE} FROM scores WHERE key = ? "  # noqa: S608 - a constant
+            f"UNION ALL SELECT {_PROVENANCE} FROM profiles WHERE key = ?",
+            [key, key],
+        )
+        if not rows:
+            return None
+        created, device, device_type, dtype, versions = rows[0]
+        pairs = from_json(tuple[tuple[str, str], ...], versions)
+        return Provenance(created=created, device=device, device_type=device_type, dtype=dtype, versions=pairs)
+
+    def _put(self, table: str, identity: Identity, values: list[object]) -> None:
+        row = [identity.key, identity.text, *values]
+        marks = ", ".join("?" for _ in row)
+        self._database.rows(f"INSERT INTO {table} VALUES ({marks}) ON CONFLICT DO NOTHING", row)  # noqa: S608 - as above
+
+    def _count(self, table: str, keys: Iterable[str]) -> int:
+        sql = f"SELECT count(*) FROM {table} WHERE key IN (SELECT unnest(?::VARCHAR[]))"  # noqa: S608 - as above
+        return int(self._database.rows(sql, [list(keys)])[0][0])
+
+
+def _check_numbers(kind: str, numbers: Iterable[float]) -> None:
+    if any(math.isnan(number) for number in numbers):
+        raise StoreError(
+            f"A stored {kind} holds numbers or infinity; got nan. "
+            "The model's outputs overflowed: load it in bfloat16 or float32."
+        )
+
+
+def _provenance_values(provenance: Provenance) -> list[object]:
+    where = [provenance.created, provenance.device, provenance.device_type, provenance.dtype]
+    return [*where, to_json(provenance.versions)]
+
+
+def _score(row: Row) -> PolicyScore:
+    mean, low, high, top1, nll, kls, tokens, cache_bytes, seconds = row
+    return PolicyScore(
+        kl=Interval(mean=mean, low=low, high=high),
+        top1_agreement=top1,
+        nll_change=nll,
+        kl_per_prompt=tuple(kls),
+        tokens_per_prompt=tuple(tokens),
+        cache_bytes=cache_bytes,
+        seconds=seconds,
+    )
+
+
+def _profile(row: Row) -> ErrorProfile:
+    layer, pair, key_error, value_error, score_error, output_error, kl = row
+    return ErrorProfile(
+        layer=layer,
+        pair=PrecisionPair.parse(pair),
+        key_error=key_error,
+        value_error=value_error,
+        score_error=score_error,
+        output_error=output_error,
+        kl=kl,
+    )

@@ -1,0 +1,1 @@
+"""What the pages share: the workspace, the URL, errors, jobs, charts and policies."""

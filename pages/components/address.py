@@ -1,0 +1,138 @@
+"""What a person chose is in the page's address, so that a reload or a link shows the same."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import streamlit as st
+
+from pages.components.wording import plain
+
+
+def parameter(name: str, *, largest: int = 500) -> str:
+    """A parameter of the address, empty where it is missing or unreasonably long."""
+    value = st.query_params.get(name, "")
+    return value if len(value) <= largest else ""
+
+
+def choose(
+    label: str, options: Mapping[str, str], *, name: str, page: str, default: str = "", visible: bool = True
+) -> str:
+    """Offer a list whose choice is the address parameter ``name``.
+
+    Args:
+        label: The widget's label.
+        options: Readable text by value; not empty.
+        name: Parameter of the address.
+        page: Page that asks, so that two pages' widgets stay apart.
+        default: Value where the address names none; the first one if empty or unknown.
+        visible: Whether the label is shown; it is always there for screen readers.
+
+    Returns:
+        The chosen value; a value in the address that is not offered is named and ignored.
+    """
+    key = f"{page}-{name}"
+    wanted = parameter(name)
+    if wanted and wanted not in options:
+        st.warning(f"{plain(label)} {plain(wanted)!r} from the address is not there; showing another one.")
+    fallback = default if default in options else next(iter(options))
+    st.session_state[key] = wanted if wanted in options else fallback
+    chosen = st.selectbox(
+        label,
+        list(options),
+        format_func=lambda value: options.get(value, value),
+        key=key,
+        on_change=_keep,
+        args=(name, key),
+        label_visibility="visible" if visible else "collapsed",
+    )
+    st.query_params[name] = chosen
+    return str(chosen)
+
+
+def switch(label: str, options: Mapping[str, str], *, name: str, page: str, help: str | None = None) -> str:
+    """Offer a few values side by side, the first by default; the choice is the address parameter ``name``."""
+    key = f"{page}-{name}"
+    wanted = parameter(name)
+    st.session_state[key] = wanted if wanted in options else next(iter(options))
+    chosen = st.segmented_control(
+        label,
+        list(options),
+        format_func=lambda value: options.get(value, value),
+        key=key,
+        required=True,
+        help=help,
+        on_change=_keep,
+        args=(name, key),
+    )
+    return str(chosen or next(iter(options)))
+
+
+def choose_many(
+    label: str, options: Mapping[str, str], *, name: str, page: str, default: Sequence[str], most: int
+) -> tuple[str, ...]:
+    """Offer a list of which up to ``most`` values are chosen; they are the address parameter ``name``."""
+    key = f"{page}-{name}"
+    named = st.query_params.get_all(name) if name in st.query_params else list(default)
+    st.session_state[key] = [value for value in dict.fromkeys(named) if value in options][:most]
+    chosen = st.multiselect(
+        label,
+        list(options),
+        format_func=lambda value: options.get(value, value),
+        key=key,
+        max_selections=most,
+        on_change=_keep,
+        args=(name, key),
+    )
+    return tuple(chosen)
+
+
+def slide(
+    label: str, bounds: tuple[float, float, float], *, name: str, page: str, value: float, unit: str = ""
+) -> float:
+    """Offer a slider whose value is the address parameter ``name``, held within its bounds.
+
+    Args:
+        label: The widget's label, with the unit.
+        bounds: Smallest value, largest value, and step.
+        name: Parameter of the address.
+        page: Page that asks.
+        value: Value where the address gives none or none that can be read.
+        unit: Format of the shown value, such as ``%.2f``.
+    """
+    key = f"{page}-{name}"
+    low, high, step = bounds
+    st.session_state[key] = min(high, max(low, _number(parameter(name), value)))
+    return float(
+        st.slider(label, low, high, step=step, format=unit or None, key=key, on_change=_keep, args=(name, key))
+    )
+
+
+def whole(label: str, bounds: tuple[int, int], *, name: str, page: str, value: int, step: int = 1) -> int:
+    """Offer a whole number that is the address parameter ``name``, held within its bounds."""
+    key = f"{page}-{name}"
+    low, high = bounds
+    st.session_state[key] = int(min(high, max(low, _number(parameter(name), value))))
+    return int(st.number_input(label, low, high, step=step, key=key, on_change=_keep, args=(name, key)))
+
+
+def _number(text: str, fallback: float) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        return fallback
+    return number if math.isfinite(number) else fallback
+
+
+def put(name: str, value: str | Sequence[str]) -> None:
+    """Write a parameter of the address; empty removes it."""
+    if value:
+        st.query_params[name] = value if isinstance(value, str) else list(value)
+    elif name in st.query_params:
+        del st.query_params[name]
+
+
+def _keep(name: str, key: str) -> None:
+    value = st.session_state.get(key)
+    if isinstance(value, float | int):
+        value = f"{value:g}" if isinstance(value, float) else str(value)
+    put(name, value or "")

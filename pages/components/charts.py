@@ -1,0 +1,74 @@
+"""A chart with the table of the same numbers beside it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import streamlit as st
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def is_dark() -> bool:
+    """Whether the viewer's theme is dark."""
+    return st.context.theme.type == "dark"
+
+
+def selected(key: str, position: int = 0) -> str:
+    """The custom value of the point that was clicked last in the chart ``key``, or empty.
+
+    A selection is gone as soon as the figure changes, so it is read in the chart's callback and
+    kept in the address.
+    """
+    state = st.session_state.get(key)
+    points = state.selection.points if state else []
+    if not points:
+        return ""
+    value = points[-1].get("customdata")
+    if isinstance(value, Mapping):
+        value = value.get(str(position), value.get(position))
+    elif isinstance(value, list | tuple):
+        value = value[position] if len(value) > position else None
+    return "" if value is None else str(value)
+
+
+def show(
+    figure: Any,
+    rows: Rows,
+    *,
+    key: str,
+    alt: str,
+    on_click: Callable[[], None] | None = None,
+) -> None:
+    """Draw a figure and, in a second tab, its numbers as a table.
+
+    Args:
+        figure: A Plotly figure.
+        rows: The numbers; the keys are the columns' headings.
+        key: Identity of the chart on its page.
+        alt: What the chart shows, for those who do not see it.
+        on_click: Called when a point was clicked; see `selected`.
+    """
+    chart, numbers = st.tabs(["Chart", "Table"], key=f"{key}-tabs")
+    with chart:
+        st.plotly_chart(
+            figure,
+            key=key,
+            config=figure_config(),
+            on_select=on_click or "ignore",
+            selection_mode="points",
+            alt=alt,
+        )
+    with numbers:
+        table(rows, key=f"{key}-table")
+
+
+def table(rows: Rows, *, key: str) -> None:
+    """A table that can be sorted, searched and copied."""
+    st.dataframe(list(rows), hide_index=True, key=key)
+
+
+def figure_config() -> dict[str, Any]:
+    """How Plotly behaves: no logo, no upload."""
+    from kvtuner_core.figures import CHART_CONFIG
+
+    return dict(CHART_CONFIG)

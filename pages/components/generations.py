@@ -1,0 +1,113 @@
+"""Generations side by side while they stream: text, marked differences, measured bytes and speed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import streamlit as st
+
+from kvtuner_core.domain.runs import JobView, RunKind
+from kvtuner_core.domain.tasks import Generation, TokenEvent
+from kvtuner_core.errors import InputError
+from kvtuner_core.services import studies
+from pages.components import differences, failures, jobs
+from pages.components.wording import plain, size
+from pages.components.workspace import workspace
+
+EVERY = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """What is known of one generation at this moment."""
+
+    view: JobView
+
+    @property
+    def result(self) -> Generation | None:
+        """The finished generation, the last event of its job."""
+        last = self.view.events[-1] if self.view.events else None
+        return last if isinstance(last, Generation) else None
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Texts of the tokens so far."""
+        if self.result is not None:
+            return self.result.token_texts
+        return tuple(event.text for event in self.view.events if isinstance(event, TokenEvent))
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it waits or runs."""
+        return self.view.record.status.is_live
+
+
+def show(runs: Sequence[str]) -> None:
+    """Show some generations, the first being the reference; keeps up to date while one of them lives.
+
+    Raises:
+        InputError: If they are of an earlier start of the server, which keeps no texts.
+    """
+    alive = any(column.is_live for column in _columns(runs))
+    st.fragment(_draw, run_every=EVERY if alive else None)(tuple(runs), alive)
+
+
+def _columns(runs: Sequence[str]) -> list[Column]:
+    views = [workspace().queue.view(run) for run in runs]
+    known = [Column(view=view) for view in views if view is not None and view.record.kind is RunKind.GENERATION]
+    if len(known) < len(runs):
+        raise InputError("The generations of this address are no longer kept. Generate again.")
+    return known
+
+
+def _draw(runs: tuple[str, ...], was_alive: bool) -> None:
+    with failures.in_one_line():
+        columns = _columns(runs)
+        alive = [column.view.record.id for column in columns if column.is_live]
+        if was_alive and not alive:
+            st.rerun()
+        if alive:
+            st.button("Cancel", icon=":material/stop_circle:", key="cancel-all", on_click=_cancel, args=(alive,))
+        for place, column in zip(st.columns(len(columns), border=True), columns, strict=True):
+            with place:
+                _column(column, columns[0])
+
+
+@failures.action
+def _cancel(runs: list[str]) -> None:
+    for run in runs:
+        studies.cancel(workspace(), run)
+
+
+def _column(column: Column, reference: Column) -> None:
+    record = column.view.record
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f"**{plain(record.title)}**", width="stretch")
+        jobs.status_badge(record.status)
+    if record.error:
+        failures.show(record.error)
+    if column.is_live and not column.tokens:
+        st.caption(jobs.progress_line(column.view))
+    if not column.tokens:
+        return
+    marked: tuple[bool, ...] = ()
+    if column is reference:
+        st.caption("The others are held against this text")
+    elif reference.tokens:
+        finished = not (column.is_live or reference.is_live)
+        difference = differences.compare(column.tokens, reference.tokens, finished=finished)
+        st.caption(difference.words)
+        marked = difference.marked
+    st.html(differences.as_html(column.tokens, marked))
+    if column.result is not None:
+        _measured(column.result)
+
+
+def _measured(result: Generation) -> None:
+    left, right = st.columns(2)
+    share = result.cache_bytes / result.full_precision_bytes if result.full_precision_bytes else 1.0
+    left.metric("Cache, measured", size(result.cache_bytes))
+    left.caption(f"{100 * share:.0f}% of {size(result.full_precision_bytes)} in full precision")
+    right.metric("Speed, tokens per second", f"{result.tokens_per_second:.1f}")
+    right.caption(
+        plain(f"{result.prompt_tokens} prompt tokens read in {result.prefill_seconds:.2f} s on {result.device}")
+    )

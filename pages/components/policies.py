@@ -1,0 +1,132 @@
+"""Policies of a search on a page: their names, numbers side by side, and files."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import streamlit as st
+
+from kvtuner_core.domain.memory import cache_bytes
+from kvtuner_core.domain.policy import KVPolicy
+from kvtuner_core.domain.precision import FULL_PAIR
+from kvtuner_core.domain.study import Candidate, CandidateOrigin, SearchResult
+from kvtuner_core.services import picking, policies
+from pages.components.wording import GIB, gib, nats, share
+
+SNIPPET = """from kvtuner_core import load_policy
+
+cache = load_policy("policy.json").build_cache(model)
+model.generate(**inputs, past_key_values=cache)"""
+"""How a program uses the file."""
+
+
+def identity(candidate: Candidate) -> str:
+    """What stands for a candidate in an address: ``p17`` for the 17th searched one, ``K4V4`` for a baseline."""
+    return candidate.policy.name if candidate.origin is CandidateOrigin.BASELINE else f"p{candidate.order}"
+
+
+def offered(result: SearchResult) -> dict[str, Candidate]:
+    """The front, fewest bits first, then the baselines, by identity."""
+    return {identity(candidate): candidate for candidate in (*result.front, *result.baselines)}
+
+
+def name(candidate: Candidate) -> str:
+    """A short readable name: the uniform pair, or the effective bits."""
+    pair = candidate.policy.uniform_pair
+    if pair is None:
+        return f"mixed, {candidate.effective_bits:.2f} bits"
+    return "full precision" if pair.is_full else f"uniform {pair.name}"
+
+
+def labels(result: SearchResult) -> dict[str, str]:
+    """One line for each offered policy."""
+    return {
+        key: f"{name(item)} · {item.effective_bits:.2f} bits · KL {nats(item.kl.mean)}"
+        for key, item in offered(result).items()
+    }
+
+
+def numbers(candidate: Candidate, result: SearchResult, *, batch: int, context: int) -> dict[str, Any]:
+    """One row of the comparison: quality on prompts the search did not see where known, and memory."""
+    score = candidate.evaluation or candidate.calibration
+    full = _full_gib(result, batch=batch, context=context)
+    size = picking.candidate_gib(result, candidate, batch=batch, context=context)
+    return {
+        "Policy": name(candidate),
+        "Effective bits": round(candidate.effective_bits, 3),
+        "Nominal bits": round(candidate.nominal_bits, 3),
+        "KL, nats per token": float(f"{score.kl.mean:.4g}"),
+        "KL, 95% low": float(f"{score.kl.low:.4g}"),
+        "KL, 95% high": float(f"{score.kl.high:.4g}"),
+        "KL, calibration": float(f"{candidate.calibration.kl.mean:.4g}"),
+        "Same top token, %": round(100 * score.top1_agreement, 2),
+        "NLL change, nats per token": float(f"{score.nll_change:.3g}"),
+        "Cache, GiB": float(f"{size:.4g}"),
+        "Share of 16 bits, %": round(100 * size / full, 1),
+    }
+
+
+def _full_gib(result: SearchResult, *, batch: int, context: int) -> float:
+    layers = result.sweep.model.layers
+    full = KVPolicy.uniform(FULL_PAIR, layers=len(layers), scheme=result.sweep.spec.scheme)
+    return cache_bytes(full, layers, tokens=context, batch=batch) / GIB
+
+
+def headline(candidate: Candidate, result: SearchResult, *, batch: int, context: int) -> None:
+    """The numbers of one policy as metrics."""
+    score = candidate.evaluation or candidate.calibration
+    size = picking.candidate_gib(result, candidate, batch=batch, context=context)
+    full = _full_gib(result, batch=batch, context=context)
+    seen = "evaluation prompts" if candidate.evaluation else "calibration prompts"
+    first, second = st.columns(2), st.columns(2)
+    first[0].metric(
+        "KL, nats per token",
+        nats(score.kl.mean),
+        help=f"On {seen}. 95% interval {nats(score.kl.low)} to {nats(score.kl.high)}. 0 is full precision.",
+    )
+    first[0].caption(f"95%: {nats(score.kl.low)} to {nats(score.kl.high)}")
+    first[1].metric("Effective bits", f"{candidate.effective_bits:.2f}", help="Scales and offsets included.")
+    first[1].caption(f"nominal: {candidate.nominal_bits:.2f}")
+    second[0].metric(
+        "Same top token", share(score.top1_agreement), help="Share of tokens whose most likely next one stays."
+    )
+    second[0].caption(f"NLL change: {score.nll_change:+.3g}")
+    second[1].metric("Cache", gib(size), help=f"Batch {batch}, {context:,} tokens, windows included.")
+    second[1].caption(f"{100 * size / full:.0f}% of {gib(full)} at 16 bits")
+
+
+def rows(candidates: Iterable[Candidate], result: SearchResult, *, batch: int, context: int) -> list[Mapping[str, Any]]:
+    """The comparison table, a row a policy."""
+    return [numbers(candidate, result, batch=batch, context=context) for candidate in candidates]
+
+
+def downloads(result: SearchResult, candidate: Candidate) -> None:
+    """Buttons that build the policy's files at the click."""
+    key = identity(candidate)
+
+    def as_json() -> str:
+        return policies.policy_json(policies.document(result, candidate))
+
+    def as_yaml() -> str:
+        return policies.export_policy(candidate.policy, to="kvtuner-yaml")
+
+    with st.container(horizontal=True):
+        st.download_button(
+            "policy.json",
+            data=as_json,
+            file_name="policy.json",
+            mime="application/json",
+            on_click="ignore",
+            type="primary",
+            icon=":material/download:",
+            key=f"json-{key}",
+        )
+        st.download_button(
+            "KVTuner YAML",
+            data=as_yaml,
+            file_name="policy.yaml",
+            mime="application/yaml",
+            on_click="ignore",
+            icon=":material/download:",
+            key=f"yaml-{key}",
+            help="The format of the original KVTuner project.",
+        )

@@ -1,0 +1,262 @@
+"""The forms of a sweep and a search: widgets in, checked values out."""
+
+from dataclasses import dataclass
+
+import streamlit as st
+
+from kvtuner_core.domain.model import BUNDLED_MODEL, DeviceChoice, DtypeChoice, ModelSpec
+from kvtuner_core.domain.prompts import PromptRole
+from kvtuner_core.domain.scheme import QuantScheme
+from kvtuner_core.domain.study import GroupingOptions, NoiseRule, PruningOptions, SearchSpec, SweepSpec
+from kvtuner_core.errors import InputError
+from kvtuner_core.services import models, prompts
+from kvtuner_core.services.planning import Plan
+from pages.components import address
+from pages.components.wording import count, duration, plain
+from pages.components.workspace import workspace
+
+HEAD = "head_dim"
+"""Choice of group size: one group per token and head."""
+
+NOISE = {NoiseRule.ALONE.value: "each alone", NoiseRule.TOGETHER.value: "all together"}
+
+SCHEMES = {"per-token": "per-token", "kivi": "KIVI"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptCut:
+    """Which prompts are read, and how."""
+
+    reference: str
+    limit: int
+    suffix: int
+
+
+def model_spec() -> ModelSpec:
+    """Ask for a model, its device and dtype."""
+    choices = models.list_models(workspace())
+    reference = st.selectbox(
+        "Model",
+        [choice.reference for choice in choices],
+        accept_new_options=True,
+        key="model",
+        bind="query-params",
+        help="The bundled model, or type a folder in Hugging Face layout, a .gguf file, or a hub id.",
+    )
+    missing = {choice.reference: choice.hint for choice in choices if not choice.available}
+    if reference in missing:
+        st.warning(plain(f"{reference}: {missing[reference]}"), icon=":material/download:")
+    left, right = st.columns(2)
+    device = left.selectbox(
+        "Device", list(DeviceChoice), key="device", bind="query-params", help="auto: CUDA, else CPU"
+    )
+    dtype = right.selectbox(
+        "Number format",
+        list(DtypeChoice),
+        key="dtype",
+        bind="query-params",
+        help="auto: bfloat16 on CUDA, else float32",
+    )
+    return ModelSpec(
+        reference=(reference or BUNDLED_MODEL).strip(), device=DeviceChoice(device), dtype=DtypeChoice(dtype)
+    )
+
+
+def scheme() -> QuantScheme:
+    """Ask for the quantisation scheme.
+
+    Raises:
+        SchemeError: If the options do not go together.
+    """
+    name = st.segmented_control(
+        "Scheme",
+        list(SCHEMES),
+        format_func=lambda value: SCHEMES.get(value, value),
+        default="per-token",
+        required=True,
+        key="scheme",
+        bind="query-params",
+        help="per-token: keys and values share a scale within each token. KIVI: keys share one per channel.",
+    )
+    kivi = name == "kivi"
+    left, right = st.columns(2)
+    sizes = ["32", "16", "64", "128"] if kivi else [HEAD, "16", "32", "64", "128"]
+    group = left.selectbox(
+        "Group size, values",
+        sizes,
+        key=f"group_{name}",
+        bind="query-params",
+        help="Values that share a scale. Smaller is more exact and costs more bits.",
+    )
+    residual = right.number_input(
+        "Residual window, tokens",
+        0,
+        4096,
+        32 if kivi else 0,
+        step=16,
+        key=f"residual_{name}",
+        bind="query-params",
+        help="Newest tokens kept in full precision.",
+    )
+    sinks = left.number_input(
+        "Sinks, tokens", 0, 256, 0, key="sinks", bind="query-params", help="First tokens kept in full precision."
+    )
+    right.space("small")
+    symmetric = right.toggle("Symmetric", key="symmetric", bind="query-params", help="Without offsets.")
+    group_size = None if group == HEAD else int(group or 32)
+    make = QuantScheme.kivi if kivi else QuantScheme.per_token
+    return make(  # type: ignore[operator]
+        group_size=group_size, residual_length=int(residual), symmetric=symmetric, sink_length=int(sinks)
+    )
+
+
+def prompt_cut(role: PromptRole, *, limit: int, suffix: int) -> PromptCut:
+    """Ask for a prompt set of a role (or an uploaded one), how many prompts, and how many tokens are scored."""
+    name = role.value
+    offered = {
+        info.reference: f"{info.name} ({info.count})"
+        for info in prompts.list_prompt_sets(workspace())
+        if info.role in (role, PromptRole.USER)
+    }
+    if not offered:
+        raise InputError(f"There is no {name} prompt set. Upload one on the Model page.")
+    reference = address.choose(f"{name.capitalize()} prompts", offered, name=name, page="form", default=name)
+    left, right = st.columns(2)
+    number = left.number_input("Prompts, at most", 1, 2000, limit, key=f"{name}_limit", bind="query-params")
+    tokens = right.number_input("Scored tokens, each", 1, 4096, suffix, key=f"{name}_suffix", bind="query-params")
+    return PromptCut(reference=reference, limit=int(number), suffix=int(tokens))
+
+
+def sweep_spec() -> SweepSpec:
+    """Ask for everything a sweep needs.
+
+    Raises:
+        InputError: If a choice breaks a rule.
+    """
+    default = SweepSpec()
+    what, how, measured = st.columns(3, gap="large")
+    with what:
+        model = model_spec()
+    with how:
+        chosen = scheme()
+    with measured:
+        bits = st.pills(
+            "Bits to choose from",
+            [16, 8, 4, 3, 2],
+            selection_mode="multi",
+            default=sorted(default.bits, reverse=True),
+            key="bits",
+            bind="query-params",
+            help="Pairs are all combinations of key and value bits.",
+        )
+        cut = prompt_cut(PromptRole.CALIBRATION, limit=default.limit, suffix=default.suffix_tokens)
+    with st.popover("Prefix, seed, pruning and grouping", icon=":material/tune:", key="more"):
+        prefix, seed = _prefix_and_seed(default)
+        pruning, grouping = _space_options()
+    if not bits:
+        raise InputError("At least one bit width is needed; got none. Choose for example 8, 4 and 2.")
+    return SweepSpec(
+        model=model,
+        scheme=chosen,
+        bits=tuple(sorted(bits)),
+        prompts=cut.reference,
+        limit=cut.limit,
+        prefix_tokens=prefix,
+        suffix_tokens=cut.suffix,
+        seed=seed,
+        pruning=pruning,
+        grouping=grouping,
+    )
+
+
+def _prefix_and_seed(default: SweepSpec) -> tuple[int, int]:
+    left, right = st.columns(2)
+    prefix = left.number_input(
+        "Prefix, tokens",
+        1,
+        131_072,
+        default.prefix_tokens,
+        step=64,
+        key="prefix",
+        bind="query-params",
+        help="Tokens of each prompt that are read first and quantised.",
+    )
+    seed = right.number_input("Seed", 0, 2**31 - 1, default.seed, key="seed", bind="query-params")
+    return int(prefix), int(seed)
+
+
+def _space_options() -> tuple[PruningOptions, GroupingOptions]:
+    left, right = st.columns(2)
+    prune = left.toggle("Prune pairs", True, key="prune", bind="query-params", help="Drop dominated pairs per layer.")
+    tolerance = right.number_input(
+        "Tolerance, output error", 0.0, 1.0, 0.0, step=0.005, format="%.3f", key="tolerance", bind="query-params"
+    )
+    left, right = st.columns(2)
+    group = left.toggle("Group layers", True, key="grouping", bind="query-params", help="DBSCAN on output errors.")
+    eps = right.number_input(
+        "Distance (eps), output error", 0.001, 10.0, 0.05, step=0.01, format="%.3f", key="eps", bind="query-params"
+    )
+    left, right = st.columns(2)
+    least = left.number_input("Neighbours of a core layer", 1, 64, 2, key="min_samples", bind="query-params")
+    with right:
+        noise = address.choose("Layers without a group", NOISE, name="noise", page="form")
+    return (
+        PruningOptions(enabled=prune, tolerance=float(tolerance)),
+        GroupingOptions(enabled=group, eps=float(eps), min_samples=int(least), noise=NoiseRule(noise)),
+    )
+
+
+def search_spec() -> SearchSpec:
+    """Ask for everything a search needs, its sweep included.
+
+    Raises:
+        InputError: If a choice breaks a rule.
+    """
+    default = SearchSpec()
+    sweep = sweep_spec()
+    effort, bound, judged = st.columns(3, gap="large")
+    with effort:
+        evaluations = st.number_input(
+            "Evaluations",
+            1,
+            100_000,
+            default.evaluations,
+            step=50,
+            key="evaluations",
+            bind="query-params",
+            help="Different policies scored on the calibration prompts.",
+        )
+        population = st.number_input(
+            "Population",
+            2,
+            10_000,
+            default.population,
+            step=10,
+            key="population",
+            bind="query-params",
+            help="Policies of one generation of NSGA-II.",
+        )
+    with bound:
+        limited = st.toggle("Limit the bits", key="limited", bind="query-params")
+        most = st.number_input(
+            "Most effective bits", 1.0, 16.0, 6.0, step=0.25, disabled=not limited, key="max_bits", bind="query-params"
+        )
+    with judged:
+        cut = prompt_cut(PromptRole.EVALUATION, limit=default.evaluation_limit, suffix=default.evaluation_suffix_tokens)
+    return SearchSpec(
+        sweep=sweep,
+        evaluations=int(evaluations),
+        population=int(population),
+        max_bits=float(most) if limited else None,
+        evaluation_prompts=cut.reference,
+        evaluation_limit=cut.limit,
+        evaluation_suffix_tokens=cut.suffix,
+    )
+
+
+def show_cost(plan: Plan) -> None:
+    """What the work will cost, and how much of it is there already."""
+    known = f"{plan.known:,} of them are there already" if plan.known else "none of them is there yet"
+    model = "" if plan.model_known else ", plus loading the model once"
+    text = f"Up to {count(plan.total, 'measurement')}; {known}. Takes {duration(plan.seconds)}{model}."
+    st.markdown(plain(text), width="stretch")

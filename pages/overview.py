@@ -1,0 +1,100 @@
+"""What this is, what the shipped study found, what runs now, and where to go next."""
+
+import streamlit as st
+
+from kvtuner_core import figures
+from kvtuner_core.domain.study import SearchResult
+from kvtuner_core.services import results
+from pages.components import charts, headlines, jobs, policies, stored
+from pages.components.wording import nats, share
+from pages.components.workspace import workspace
+
+STEPS = (
+    ("pages/model.py", "Choose a model", "memory", "What its cache costs at 16, 8, 4 and 2 bits."),
+    ("pages/search.py", "Search", "travel_explore", "Measure each layer, then find the best policies."),
+    ("pages/tradeoffs.py", "Pick a policy", "scatter_plot", "Within your memory, and download it."),
+    ("pages/compare.py", "Compare answers", "compare_arrows", "Full precision beside a policy, live."),
+)
+
+
+def head() -> None:
+    """The project in one sentence."""
+    st.title("How many bits should each layer's keys and values get?", anchor=False)
+    st.markdown(
+        "KVTuner measures a live language model, searches the bits of every layer's KV cache, shows what each "
+        "choice costs in quality, and hands over a policy file that a program can load and run."
+    )
+
+
+def study(result: SearchResult) -> None:
+    """The headline picture and numbers of the shipped study."""
+    found = headlines.gain(result)
+    picture, words = st.columns([3, 2], gap="large")
+    with picture:
+        info = figures.pareto_info(result)
+        charts.show(
+            figures.pareto_figure(info, dark=charts.is_dark(), height=340),
+            info.rows(),
+            key="headline",
+            alt="KL against effective bits of the searched policies and of the uniform ones",
+        )
+    with words:
+        st.subheader(f"{result.sweep.model.name}, {result.sweep.spec.scheme.name} scheme", anchor=False)
+        if found is not None:
+            numbers(found)
+        stored.origin(result)
+        st.page_link(
+            "pages/tradeoffs.py",
+            label="Explore this study",
+            icon=":material/arrow_forward:",
+            query_params={"run": result.run},
+        )
+
+
+def numbers(found: headlines.Gain) -> None:
+    """What the search gained over the uniform policy."""
+    base = found.baseline
+    name = policies.name(base)
+    if found.same_memory is not None:
+        best = found.same_memory
+        st.metric(
+            f"KL at the memory of {name} ({base.effective_bits:.2f} bits), nats per token",
+            nats(best.kl.mean),
+            delta=f"{100 * (best.kl.mean / base.kl.mean - 1):+.0f}% against {nats(base.kl.mean)}",
+            delta_color="inverse",
+            help="Kullback-Leibler divergence from full precision on prompts the search did not see; lower is better.",
+        )
+    if found.same_quality is not None:
+        fewest = found.same_quality
+        st.metric(
+            f"Effective bits at the quality of {name}",
+            f"{fewest.effective_bits:.2f}",
+            delta=f"{fewest.effective_bits - base.effective_bits:+.2f} bits",
+            delta_color="inverse",
+            help="Scales and offsets included.",
+        )
+        score = fewest.evaluation or fewest.calibration
+        st.caption(f"With it, {share(score.top1_agreement)} of the most likely next tokens stay the same.")
+
+
+def main() -> None:
+    """Draw the page."""
+    head()
+    result = results.load_search(workspace(), results.DEMO_RUN) if results.demo_record() else None
+    live = jobs.live_views()
+    if live:
+        st.subheader("At work now", anchor=False)
+        for view in live:
+            jobs.follow(view.record.id)
+    if result is not None:
+        study(result)
+    else:
+        stored.empty("No study yet", "Search the bits of the bundled model; it takes a few minutes on a CPU.")
+    st.subheader("Next", anchor=False)
+    for column, (page, label, icon, text) in zip(st.columns(len(STEPS)), STEPS, strict=True):
+        with column, st.container(border=True, height="stretch"):
+            st.page_link(page, label=f"**{label}**", icon=f":material/{icon}:")
+            st.caption(text)
+
+
+main()

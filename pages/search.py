@@ -1,0 +1,108 @@
+"""Start a search, see what it will cost, and watch its front grow."""
+
+import streamlit as st
+
+from kvtuner_core import figures
+from kvtuner_core.domain.runs import JobView, RunKind, RunRecord
+from kvtuner_core.domain.study import Candidate, SearchResult, SearchSpec
+from kvtuner_core.services import studies
+from pages.components import charts, failures, jobs, requests, stored
+from pages.components.wording import duration
+from pages.components.workspace import workspace
+
+
+@failures.action
+def start(spec: SearchSpec) -> None:
+    """Queue the search and follow it."""
+    st.session_state.pop("cancelled", None)
+    st.query_params["run"] = studies.start_search(workspace(), spec)
+
+
+def form() -> None:
+    """The form, what it will cost, and the button."""
+    st.caption(
+        "A search measures each layer under each pair (sensitivity), prunes and groups, then scores whole policies on "
+        "the live model and checks the front on prompts it did not see."
+    )
+    with failures.in_one_line():
+        spec = requests.search_spec()
+        plan = studies.plan_search(workspace(), spec)
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.button("Start the search", type="primary", icon=":material/play_arrow:", on_click=start, args=(spec,))
+            requests.show_cost(plan)
+
+
+def growing_front(view: JobView) -> None:
+    """The front of what a live search has scored so far."""
+    scored = [event for event in view.events if isinstance(event, Candidate)]
+    if not scored:
+        st.caption("The front appears here with the first scored policies.")
+        return
+    info = figures.progress_info(scored)
+    charts.show(
+        figures.progress_figure(info, dark=charts.is_dark()),
+        info.rows(),
+        key=f"growing-{view.record.id}",
+        alt="The Pareto front of the policies scored so far",
+    )
+
+
+def finished(result: SearchResult) -> None:
+    """What a finished search did, and where to go on."""
+    parts = ", ".join(f"{part} {duration(seconds)}" for part, seconds in result.seconds)
+    with st.container(horizontal=True):
+        st.metric("Policies scored", f"{len(result.candidates):,}", border=True, width="content")
+        st.metric("On the front", len(result.front), border=True, width="content")
+        st.metric(
+            "Hypervolume, share",
+            f"{result.hypervolume:.4f}",
+            help="Area the front dominates in bits and log KL, 0 to 1; higher is better.",
+            border=True,
+            width="content",
+        )
+        st.metric("Wall time", duration(sum(seconds for _, seconds in result.seconds)), help=parts, border=True,
+                  width="content")  # fmt: skip
+    stored.origin(result)
+    st.page_link(
+        "pages/tradeoffs.py",
+        label="Pick a policy from this front",
+        icon=":material/arrow_forward:",
+        query_params={"run": result.run},
+    )
+    info = figures.progress_info(result.candidates)
+    charts.show(
+        figures.progress_figure(info, dark=charts.is_dark()),
+        info.rows(),
+        key="progress",
+        alt="How the front grew over the evaluations",
+    )
+
+
+def show(record: RunRecord) -> None:
+    """A search: live, stopped or finished."""
+    if jobs.follow(record.id, draw=growing_front):
+        return
+    result = stored.search_of(record)
+    if result is not None:
+        finished(result)
+    else:
+        jobs.show_stopped(record)
+
+
+def main() -> None:
+    """Draw the page."""
+    st.title("Search", anchor=False)
+    record = stored.choose_run("search", RunKind.SEARCH)
+    box = st.expander(
+        "New search", icon=":material/add_circle:", expanded=record is None, key="new", bind="query-params"
+    )
+    if box.open:
+        with box:
+            form()
+    if record is None:
+        st.info("No search yet: choose above and start. The bundled model takes a few minutes on a CPU.")
+    else:
+        show(record)
+
+
+main()

@@ -1,0 +1,117 @@
+"""Quality against memory: the front, the best policy within a budget, and its file."""
+
+import streamlit as st
+
+from kvtuner_core import figures
+from kvtuner_core.domain.runs import RunKind
+from kvtuner_core.domain.study import Candidate, SearchResult
+from kvtuner_core.services.picking import Budget, candidate_gib, pick
+from pages.components import address, charts, failures, jobs, policies, stored
+
+PAGE = "tradeoffs"
+CLICKED = "front"
+MOST = 4
+SEEN = {"evaluation": "Evaluation prompts", "calibration": "Calibration prompts"}
+UNITS = {"bits": "Effective bits", "gib": "GiB"}
+
+
+@failures.action
+def clicked() -> None:
+    """Put the clicked policy beside the others; a second click takes it away."""
+    policy = charts.selected(CLICKED)
+    chosen = st.query_params.get_all("policy")
+    if policy in chosen:
+        address.put("policy", [item for item in chosen if item != policy])
+    elif policy:
+        address.put("policy", [*chosen, policy][-MOST:])
+
+
+def budget(result: SearchResult) -> Budget:
+    """Ask for the budget in bits, or in GiB at a batch and context."""
+    unit, first, second = st.columns([2, 1, 1], vertical_alignment="bottom")
+    with unit:
+        kind = address.switch("Memory budget in", UNITS, name="unit", page=PAGE)
+    with first:
+        batch = address.whole("Batch", (1, 65_536), name="batch", page=PAGE, value=1)
+    with second:
+        context = address.whole("Tokens", (1, 16_777_216), name="context", page=PAGE, value=4096, step=1024)
+    bits = [item.effective_bits for item in result.front]
+    if kind == "bits":
+        bounds = (round(min(bits) + 0.005, 2), round(max(bits) + 0.005, 2), 0.01)
+        middle = min(4.5, bounds[1])
+        most = address.slide("Most effective bits", bounds, name="bits", page=PAGE, value=middle, unit="%.2f")
+        return Budget(max_bits=most, batch=batch, context=context)
+    sizes = [candidate_gib(result, item, batch=batch, context=context) for item in result.front]
+    low, high = min(sizes), max(sizes)
+    step = (high - low) / 200 or low / 100
+    size = address.slide(
+        "Most cache, GiB", (low, high + step, step), name="gib", page=PAGE, value=(low + high) / 2, unit="%.4g"
+    )
+    return Budget(max_gib=size, batch=batch, context=context)
+
+
+def front(result: SearchResult, picked: Candidate, seen: str) -> None:
+    """The front with baselines and intervals; a click puts a policy beside the picked one."""
+    info = figures.pareto_info(result, seen=seen)
+    charts.show(
+        figures.pareto_figure(info, dark=charts.is_dark(), picked=policies.identity(picked)),
+        info.rows(),
+        key=CLICKED,
+        alt="KL from full precision against effective bits: searched policies, their front, uniform policies",
+        on_click=clicked,
+    )
+
+
+def beside(result: SearchResult, picked: Candidate, asked: Budget) -> None:
+    """The picked policy and up to four others, as strips of bits and as a table."""
+    offered = policies.offered(result)
+    chosen = address.choose_many(
+        "Beside it", policies.labels(result), name="policy", page=PAGE, default=("K4V4",), most=MOST
+    )
+    shown = [picked, *(offered[key] for key in chosen if offered[key] is not picked)]
+    strip = figures.strip_info([(policies.name(item), item.policy) for item in shown])
+    charts.show(
+        figures.strip_figure(strip, dark=charts.is_dark()),
+        strip.rows(),
+        key="strip",
+        alt="Key and value bits of every layer of the chosen policies",
+    )
+    charts.table(policies.rows(shown, result, batch=asked.batch, context=asked.context), key="beside-table")
+
+
+def show(result: SearchResult) -> None:
+    """The trade-off of one search."""
+    left, right = st.columns([3, 2], gap="large")
+    with right:
+        asked = budget(result)
+        picked = pick(result, asked)
+        st.subheader(f"Best within it: {policies.name(picked)}", anchor=False)
+        policies.headline(picked, result, batch=asked.batch, context=asked.context)
+        policies.downloads(result, picked)
+    with left:
+        seen = address.switch("Measured on", SEEN, name="seen", page=PAGE)
+        front(result, picked, seen)
+    beside(result, picked, asked)
+    with st.expander("Use the file in a program", icon=":material/code:"):
+        st.code(policies.SNIPPET, language="python")
+    stored.origin(result)
+
+
+def main() -> None:
+    """Draw the page."""
+    st.title("Trade-offs", anchor=False)
+    record = stored.choose_run(PAGE, RunKind.SEARCH)
+    if record is None:
+        stored.empty("No search yet", "A search finds the policies that lose least at every size.")
+        return
+    result = stored.search_of(record)
+    if result is None:
+        if not jobs.follow(record.id):
+            jobs.show_stopped(record)
+    elif not result.front:
+        st.info("This search has no policy within its bound on bits. Search again with a higher bound.")
+    else:
+        show(result)
+
+
+main()

@@ -1,0 +1,51 @@
+"""What a test sees of the dashboard: pages, problems, and whether it has come to rest."""
+
+from urllib.parse import urlencode, urlsplit
+
+from playwright.sync_api import Page, expect
+
+WAIT = 45_000
+
+
+class Screen:
+    """A browser page that notes errors on the console and requests that leave this machine."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.url = url
+        self.problems: list[str] = []
+        page.set_default_timeout(WAIT)
+        page.on("console", self._note)
+        page.on("pageerror", lambda error: self.problems.append(f"page error: {error}"))
+        page.on("request", lambda request: self._leaves(request.url))
+
+    def open(self, path: str = "", **parameters: str) -> None:
+        """Open a page of the dashboard and wait until it is drawn."""
+        query = f"?{urlencode(parameters)}" if parameters else ""
+        self.page.goto(f"{self.url}/{path}{query}")
+        self.rest()
+
+    def rest(self) -> None:
+        """Wait until the script has run and no skeleton is left."""
+        expect(self.page.locator("[data-testid=stApp]")).to_be_visible(timeout=WAIT)
+        expect(self.page.locator("h1").first).to_be_visible(timeout=WAIT)
+        self.page.wait_for_selector("[data-test-script-state=notRunning]", state="attached", timeout=WAIT)
+        expect(self.page.locator("[data-testid=stSkeleton]")).to_have_count(0, timeout=WAIT)
+
+    def check(self) -> None:
+        """Nothing failed, nothing was fetched from elsewhere, nothing is wider than the window."""
+        expect(self.page.locator("[data-testid=stException]")).to_have_count(0)
+        expect(self.page.locator("[data-testid=stAlertContentError]")).to_have_count(0)
+        assert not self.problems, self.problems
+        width = self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert width <= 0, f"the page is {width} pixels wider than the window"
+
+    def _note(self, message: object) -> None:
+        kind, text = getattr(message, "type", ""), getattr(message, "text", "")
+        if kind == "error":
+            self.problems.append(f"console: {text}")
+
+    def _leaves(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https", "ws", "wss") and parts.hostname != "127.0.0.1":
+            self.problems.append(f"request to {parts.hostname}")

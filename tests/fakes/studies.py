@@ -1,0 +1,233 @@
+"""A synthetic study in real domain values: shaped like a measured one, computed in milliseconds.
+
+Keys matter more than values, the first layers matter most, one layer is an outlier, and the KL of a
+policy is about the sum of its layers' effects, with noise over the prompts.
+"""
+
+import hashlib
+import math
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from kvtuner_core.domain.memory import cache_bytes, effective_bits
+from kvtuner_core.domain.metrics import ErrorProfile, Interval, PolicyScore
+from kvtuner_core.domain.model import BUNDLED_MODEL, LayerGeometry, ModelInfo
+from kvtuner_core.domain.policy import KVPolicy
+from kvtuner_core.domain.precision import PrecisionPair, candidate_pairs
+from kvtuner_core.domain.provenance import Provenance
+from kvtuner_core.domain.scheme import QuantScheme
+from kvtuner_core.domain.study import (
+    Candidate,
+    CandidateOrigin,
+    SearchResult,
+    SearchSpace,
+    SearchSpec,
+    SweepResult,
+    SweepSpec,
+)
+from kvtuner_core.tuning import baselines, build_space, hypervolume, pareto_front
+
+_KEY_ERROR = {16: 0.0, 8: 0.006, 4: 0.09, 3: 0.2, 2: 0.55}
+_VALUE_ERROR = {16: 0.0, 8: 0.005, 4: 0.075, 3: 0.17, 2: 0.36}
+
+
+def model_info(layers: int = 30, *, sliding: int | None = None) -> ModelInfo:
+    """The bundled model's geometry; with ``sliding``, every second layer has that window."""
+    geometry = tuple(
+        LayerGeometry(kv_heads=3, key_dim=64, value_dim=64, sliding_window=sliding if layer % 2 else None)
+        for layer in range(layers)
+    )
+    return ModelInfo(
+        reference=BUNDLED_MODEL,
+        name="SmolLM2-135M-Instruct",
+        architecture="LlamaForCausalLM",
+        fingerprint=hashlib.sha256(f"weights {layers}".encode()).hexdigest(),
+        geometry_digest=hashlib.sha256(repr(geometry).encode()).hexdigest(),
+        layers=geometry,
+        query_heads=9,
+        hidden_size=576,
+        max_positions=8192,
+        vocabulary=49152,
+        parameters=134_515_008,
+    )
+
+
+def provenance() -> Provenance:
+    """Where the synthetic numbers claim to come from."""
+    return Provenance(
+        created="2026-11-20T09:30:00Z",
+        device="cpu (2 threads)",
+        device_type="cpu",
+        dtype="float32",
+        versions=(("kvtuner", "0.1.0"), ("torch", "2.13.0"), ("transformers", "5.23.0"), ("python", "3.11.9")),
+    )
+
+
+@lru_cache(maxsize=32)
+def _sensitivity(layer: int, layers: int, seed: int) -> tuple[float, float, float]:
+    """Factors of one layer: key error, value error, end-to-end effect."""
+    rng = np.random.default_rng([seed, layer])
+    depth = layer / max(1, layers - 1)
+    early = 1.0 + 2.5 * math.exp(-layer / 1.5)
+    outlier = 1.8 if layer == layers // 2 else 1.0
+    # Layers come in kinds that are not neighbours in depth, so that grouping finds groups.
+    kind = layer * 7 // 3 % 4
+    keys, values = (0.7, 0.85, 1.05, 0.8)[kind], (0.8, 0.7, 0.9, 1.9)[kind]
+    jitter = 1.0 + 0.02 * rng.standard_normal(3)
+    return keys * outlier * jitter[0], values * jitter[1], early * outlier * (1.3 - 0.6 * depth) * jitter[2]
+
+
+def profile(layer: int, pair: PrecisionPair, *, layers: int = 30, seed: int = 0) -> ErrorProfile:
+    """The synthetic errors of one layer under one pair."""
+    keys, values, effect = _sensitivity(layer, layers, seed)
+    key_error = _KEY_ERROR[pair.key_bits] * keys
+    value_error = _VALUE_ERROR[pair.value_bits] * values
+    score_error = min(2.0, 1.1 * key_error)
+    output_error = math.hypot(1.4 * key_error, 0.9 * value_error)
+    kl = effect * (0.12 * key_error**2.2 + 0.012 * value_error**2)
+    return ErrorProfile(
+        layer=layer,
+        pair=pair,
+        key_error=key_error,
+        value_error=value_error,
+        score_error=score_error,
+        output_error=output_error,
+        kl=kl,
+    )
+
+
+def sweep_spec(scheme: QuantScheme | None = None, **changes: object) -> SweepSpec:
+    """A sweep of the bundled model."""
+    return replace(SweepSpec(scheme=scheme or QuantScheme.per_token(group_size=32)), **changes)
+
+
+@lru_cache(maxsize=8)
+def sweep_result(*, layers: int = 30, bits: tuple[int, ...] = (2, 4, 8), seed: int = 0) -> SweepResult:
+    """A finished sweep, pruned and grouped by the real algorithms."""
+    spec = sweep_spec(bits=bits, seed=seed)
+    pairs = candidate_pairs(bits)
+    profiles = tuple(profile(layer, pair, layers=layers, seed=seed) for layer in range(layers) for pair in pairs)
+    return SweepResult(
+        spec=spec,
+        model=model_info(layers),
+        profiles=profiles,
+        space=build_space(profiles, spec.pruning, spec.grouping),
+        provenance=provenance(),
+        seconds=48.5,
+    )
+
+
+@dataclass(frozen=True)
+class SyntheticScorer:
+    """Scores a policy as the sum of its layers' effects, the same policy always alike.
+
+    Attributes:
+        info: The model.
+        prompts: Number of prompts.
+        suffix_tokens: Scored tokens of each.
+        seed: Of the noise over prompts; another seed stands for other prompts.
+    """
+
+    info: ModelInfo
+    prompts: int = 6
+    suffix_tokens: int = 24
+    seed: int = 0
+
+    def score(self, policy: KVPolicy) -> PolicyScore:
+        """The synthetic score of ``policy``."""
+        layers = len(policy.layers)
+        total = sum(
+            sum(profile(index, pair, layers=layers).kl for pair in precision.pairs) / len(precision.pairs)
+            for index, precision in enumerate(policy.layers)
+        )
+        mixed = 0.0 if policy.is_full else 1e-6 + total + 0.5 * total**1.5
+        names = zlib.crc32(" ".join(precision.name for precision in policy.layers).encode())
+        noise = np.random.default_rng([self.seed, self.prompts]).lognormal(0.0, 0.35, self.prompts)
+        noise *= np.random.default_rng([self.seed, names]).lognormal(0.0, 0.05, self.prompts)
+        per_prompt = tuple(float(value) for value in mixed * noise)
+        mean = float(np.mean(per_prompt))
+        spread = 1.96 * float(np.std(per_prompt)) / math.sqrt(self.prompts)
+        return PolicyScore(
+            kl=Interval(mean=mean, low=max(0.0, mean - spread), high=mean + spread),
+            top1_agreement=1.0 / (1.0 + 2.0 * math.sqrt(mean)),
+            nll_change=0.6 * mean,
+            kl_per_prompt=per_prompt,
+            tokens_per_prompt=(self.suffix_tokens,) * self.prompts,
+            cache_bytes=cache_bytes(policy, self.info.layers, tokens=536, full_bytes=4),
+            seconds=0.9,
+        )
+
+
+def candidate(
+    policy: KVPolicy, *, info: ModelInfo, order: int = 0, origin: CandidateOrigin = CandidateOrigin.SEARCH
+) -> Candidate:
+    """``policy`` scored on the synthetic calibration prompts."""
+    return Candidate(
+        policy=policy,
+        origin=origin,
+        nominal_bits=policy.nominal_bits,
+        effective_bits=effective_bits(policy, info.layers),
+        calibration=SyntheticScorer(info).score(policy),
+        order=order,
+    )
+
+
+def evaluated(item: Candidate, *, info: ModelInfo) -> Candidate:
+    """``item`` scored on the synthetic evaluation prompts, too."""
+    return replace(item, evaluation=SyntheticScorer(info, prompts=12, suffix_tokens=32, seed=1).score(item.policy))
+
+
+def _choices(space: SearchSpace, evaluations: int, seed: int) -> Iterator[tuple[int, ...]]:
+    """Distinct choices of a pair per group: a coarse walk from wide to narrow, then random ones."""
+    rng = np.random.default_rng(seed)
+    sizes = [len(group.pairs) for group in space.groups]
+    available = math.prod(sizes)
+    seen: set[tuple[int, ...]] = set()
+    while len(seen) < min(evaluations, available):
+        level = rng.random()
+        near = [min(size - 1, max(0, round(level * (size - 1) + 0.6 * rng.standard_normal()))) for size in sizes]
+        choice = tuple(int(n) for n in near) if len(seen) % 4 else tuple(int(rng.integers(size)) for size in sizes)
+        if choice not in seen:
+            seen.add(choice)
+            yield choice
+
+
+def space_policy(space: SearchSpace, choice: tuple[int, ...], scheme: QuantScheme) -> KVPolicy:
+    """The policy in which each group takes the pair of its index."""
+    pairs = {
+        layer: group.pairs[index] for group, index in zip(space.groups, choice, strict=True) for layer in group.layers
+    }
+    return KVPolicy.from_pairs((pairs[layer] for layer in sorted(pairs)), scheme=scheme)
+
+
+@lru_cache(maxsize=8)
+def search_result(
+    *, layers: int = 30, evaluations: int = 120, seed: int = 0, run: str = "synthetic", shipped: bool = False
+) -> SearchResult:
+    """A finished search with its front evaluated and its baselines."""
+    swept = sweep_result(layers=layers, seed=seed)
+    info, scheme = swept.model, swept.spec.scheme
+    searched = tuple(
+        candidate(space_policy(swept.space, choice, scheme), info=info, order=order)
+        for order, choice in enumerate(_choices(swept.space, evaluations, seed))
+    )
+    front = tuple(evaluated(item, info=info) for item in pareto_front(searched))
+    return SearchResult(
+        run=run,
+        spec=SearchSpec(sweep=swept.spec, evaluations=evaluations),
+        sweep=swept,
+        candidates=searched,
+        front=front,
+        baselines=tuple(
+            evaluated(candidate(policy, info=info, origin=CandidateOrigin.BASELINE), info=info)
+            for policy in baselines(layers=layers, scheme=scheme)
+        ),
+        hypervolume=hypervolume(searched),
+        provenance=provenance(),
+        seconds=(("sweep", 48.5), ("search", 131.0), ("evaluation", 22.4)),
+        shipped=shipped,
+    )

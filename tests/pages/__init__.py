@@ -1,0 +1,1 @@
+"""Pages through Streamlit's own test driver."""

@@ -1,0 +1,24 @@
+from pages.components import policies
+from tests.fakes.studies import search_result
+
+
+def test_every_offered_policy_has_its_own_name_in_the_address():
+    result = search_result()
+    offered = policies.offered(result)
+    assert len(offered) == len(result.front) + len(result.baselines)
+    assert offered["K4V4"].policy.name == "K4V4"
+    assert set(policies.labels(result)) == set(offered)
+
+
+def test_full_precision_is_said_in_words():
+    full = policies.offered(search_result())["K16V16"]
+    assert policies.name(full) == "full precision"
+
+
+def test_the_table_states_memory_against_16_bits():
+    result = search_result()
+    offered = policies.offered(result)
+    rows = policies.rows([offered["K16V16"], offered["K4V4"]], result, batch=2, context=1024)
+    assert rows[0]["Share of 16 bits, %"] == 100
+    assert 25 < rows[1]["Share of 16 bits, %"] < 35
+    assert rows[0]["Cache, GiB"] > rows[1]["Cache, GiB"]
