@@ -9,7 +9,7 @@ from kvtuner_core.domain.runs import RunKind
 from kvtuner_core.domain.tasks import GenerateTask
 from kvtuner_core.errors import InputError
 from kvtuner_core.services import generating, models
-from pages.components import address, failures, generations, headlines, policies, requests, stored
+from pages.components import address, failures, frame, generations, headlines, policies, requests, stored
 from pages.components.workspace import workspace
 
 PAGE = "compare"
@@ -112,4 +112,4 @@ def main() -> None:
         st.info("Generate to see full precision and the policies side by side; tokens that differ are marked.")
 
 
-main()
+frame.draw(main)

@@ -6,7 +6,7 @@ from kvtuner_core import figures
 from kvtuner_core.domain.model import ModelInfo, ModelSpec
 from kvtuner_core.domain.tasks import ModelReport
 from kvtuner_core.services import models, results
-from pages.components import address, charts, failures, jobs, prompt_files, requests
+from pages.components import address, charts, failures, frame, jobs, prompt_files, requests
 from pages.components.wording import moment, plain, size
 from pages.components.workspace import workspace
 
@@ -52,8 +52,7 @@ def geometry(info: ModelInfo) -> None:
     )
     for column, (label, value, note) in zip(st.columns(4), facts, strict=True):
         with column:
-            st.metric(label, value)
-            st.caption(note)
+            charts.fact(label, value, note)
     with st.expander("Table of layers", icon=":material/table:"):
         charts.table(
             [
@@ -109,7 +108,7 @@ def main() -> None:
     """Draw the page."""
     st.title("Model", anchor=False)
     with failures.in_one_line():
-        spec = requests.model_spec()
+        spec = requests.model_spec(wide=True)
         report = models.report(workspace(), spec)
         info = known_info(spec, report)
         st.subheader(plain(info.name), anchor=False)
@@ -119,4 +118,4 @@ def main() -> None:
     prompt_files.show()
 
 
-main()
+frame.draw(main)

@@ -5,7 +5,7 @@ import streamlit as st
 from kvtuner_core import figures
 from kvtuner_core.domain.study import SearchResult
 from kvtuner_core.services import results
-from pages.components import charts, headlines, jobs, policies, stored
+from pages.components import charts, frame, headlines, jobs, policies, stored
 from pages.components.wording import nats, share
 from pages.components.workspace import workspace
 
@@ -97,4 +97,4 @@ def main() -> None:
             st.caption(text)
 
 
-main()
+frame.draw(main)

@@ -4,7 +4,7 @@ import streamlit as st
 
 from kvtuner_core.domain.runs import RunKind, RunRecord, RunStatus
 from kvtuner_core.services import results
-from pages.components import address, charts, failures, jobs, stored
+from pages.components import address, charts, failures, frame, jobs, stored
 from pages.components.wording import moment, plain
 from pages.components.workspace import workspace
 
@@ -83,7 +83,7 @@ def one(record: RunRecord) -> None:
             progress = f" · {record.stage} {record.done} of {record.total}" if record.total else ""
             st.caption(plain(f"{record.kind} {record.id} · {moment(record.created)}{progress}"))
             if record.error:
-                failures.show(record.error)
+                st.markdown(f":red[{plain(record.error)}]")
         with actions, st.container(horizontal=True, horizontal_alignment="right", vertical_alignment="center"):
             buttons(record)
 
@@ -122,4 +122,4 @@ def main() -> None:
         )  # fmt: skip
 
 
-main()
+frame.draw(main)

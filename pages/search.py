@@ -6,7 +6,7 @@ from kvtuner_core import figures
 from kvtuner_core.domain.runs import JobView, RunKind, RunRecord
 from kvtuner_core.domain.study import Candidate, SearchResult, SearchSpec
 from kvtuner_core.services import studies
-from pages.components import charts, failures, jobs, requests, stored
+from pages.components import charts, failures, frame, jobs, requests, stored
 from pages.components.wording import duration
 from pages.components.workspace import workspace
 
@@ -91,8 +91,7 @@ def show(record: RunRecord) -> None:
 
 def main() -> None:
     """Draw the page."""
-    st.title("Search", anchor=False)
-    record = stored.choose_run("search", RunKind.SEARCH)
+    record = stored.headed("Search", "search", RunKind.SEARCH)
     box = st.expander(
         "New search", icon=":material/add_circle:", expanded=record is None, key="new", bind="query-params"
     )
@@ -105,4 +104,4 @@ def main() -> None:
         show(record)
 
 
-main()
+frame.draw(main)

@@ -5,7 +5,7 @@ import streamlit as st
 from kvtuner_core import figures
 from kvtuner_core.domain.study import SweepResult, SweepSpec
 from kvtuner_core.services import studies
-from pages.components import address, charts, failures, jobs, requests, stored
+from pages.components import address, charts, failures, frame, jobs, requests, stored
 from pages.components.wording import power_of_ten
 from pages.components.workspace import workspace
 
@@ -63,8 +63,7 @@ def space(result: SweepResult) -> None:
         strict=True,
     ):
         with column:
-            st.metric(label, value)
-            st.caption(note)
+            charts.fact(label, value, note)
 
 
 def layer_detail(result: SweepResult) -> None:
@@ -108,8 +107,7 @@ def show(result: SweepResult) -> None:
 
 def main() -> None:
     """Draw the page."""
-    st.title("Sensitivity", anchor=False)
-    record = stored.choose_run("sensitivity", *stored.STUDIES)
+    record = stored.headed("Sensitivity", "sensitivity", *stored.STUDIES)
     box = st.expander(
         "New sweep", icon=":material/add_circle:", expanded=record is None, key="new", bind="query-params"
     )
@@ -127,4 +125,4 @@ def main() -> None:
         jobs.show_stopped(record)
 
 
-main()
+frame.draw(main)

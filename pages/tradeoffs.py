@@ -6,7 +6,7 @@ from kvtuner_core import figures
 from kvtuner_core.domain.runs import RunKind
 from kvtuner_core.domain.study import Candidate, SearchResult
 from kvtuner_core.services.picking import Budget, candidate_gib, pick
-from pages.components import address, charts, failures, jobs, policies, stored
+from pages.components import address, charts, failures, frame, jobs, policies, stored
 
 PAGE = "tradeoffs"
 CLICKED = "front"
@@ -99,8 +99,7 @@ def show(result: SearchResult) -> None:
 
 def main() -> None:
     """Draw the page."""
-    st.title("Trade-offs", anchor=False)
-    record = stored.choose_run(PAGE, RunKind.SEARCH)
+    record = stored.headed("Trade-offs", PAGE, RunKind.SEARCH)
     if record is None:
         stored.empty("No search yet", "A search finds the policies that lose least at every size.")
         return
@@ -114,4 +113,4 @@ def main() -> None:
         show(result)
 
 
-main()
+frame.draw(main)

@@ -3,10 +3,12 @@
 import functools
 import hashlib
 import queue
+import socket
 import threading
 import uuid
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from kvtuner_core.compute.cluster import start_cluster
 from kvtuner_core.compute.devices import Gpu
@@ -23,12 +25,18 @@ class Pending:
 
     Attributes:
         id: Its unique name.
+        task: What is done.
+        home: Address of the only worker that may do it, or ``None`` for any.
+        listen: Whether anybody wants its events.
         future: Dask's future of the `Reply`.
         inbox: Pairs of number and event as they come in, and `DONE`.
     """
 
-    def __init__(self, call: str) -> None:
-        self.id = call
+    def __init__(self, task: Task, *, home: str | None, listen: bool) -> None:
+        self.id = uuid.uuid4().hex
+        self.task = task
+        self.home = home
+        self.listen = listen
         self.future: Any = None
         self.inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
 
@@ -78,10 +86,11 @@ class Connection:
             ComputeError: If nobody answers there, or no worker is there.
         """
         try:
+            _knock(scheduler)
             client = _client(scheduler)
         except (OSError, ValueError, TimeoutError):
             raise ComputeError(
-                f"KVTUNER_SCHEDULER must name a running Dask scheduler such as tcp://host:8786; {scheduler} did not "
+                f"KVTUNER_SCHEDULER must name a running Dask scheduler such as tcp://host:8786; {scheduler} gave no "
                 f"answer within {CONNECT_SECONDS} s. Start one with: dask scheduler. Or unset the variable."
             ) from None
         try:
@@ -111,23 +120,39 @@ class Connection:
         return cls(client, cluster, plugin=plugin)
 
     def submit(self, task: Task, *, home: str | None, listen: bool) -> Pending:
-        """Send a task, to the worker at address ``home`` if that one is still there."""
-        from kvtuner_core.compute.worker import Call, run_call
-
-        pending = Pending(uuid.uuid4().hex)
-        call = Call(id=pending.id, task=task, plugin=self._plugin, topic=self._topic if listen else "")
+        """Send a task, to the worker at address ``home`` where that is one of several."""
+        single = self._cluster is not None and len(self._cluster.workers) == 1
+        addresses = self._addresses() if home and not single else ()
+        pending = Pending(task, home=home if len(addresses) > 1 and home in addresses else None, listen=listen)
         with self._lock:
             self._pending[pending.id] = pending
-        pending.future = self._client.submit(
-            run_call,
-            call,
-            key=f"kvtuner-{pending.id}",
-            pure=False,
-            workers=[home] if home else None,
-            allow_other_workers=home is not None,
-        )
-        pending.future.add_done_callback(lambda _: pending.inbox.put(DONE))
+        self._send(pending)
         return pending
+
+    def follow_up(self, pending: Pending) -> None:
+        """Send a call to any worker once its home is gone.
+
+        Dask leaves a task that was bound to a dead worker waiting, even where it may go elsewhere.
+        """
+        if pending.home is not None and pending.home not in self._addresses() and not pending.future.done():
+            lost, pending.home = pending.future, None
+            self._send(pending)
+            lost.cancel()
+
+    def _send(self, pending: Pending) -> None:
+        from kvtuner_core.compute.worker import Call, run_call
+
+        topic = self._topic if pending.listen else ""
+        call = Call(id=pending.id, task=pending.task, plugin=self._plugin, topic=topic)
+        key = f"kvtuner-{uuid.uuid4().hex}"
+        future = self._client.submit(
+            run_call, call, key=key, pure=False, workers=[pending.home] if pending.home else None
+        )
+        pending.future = future
+        future.add_done_callback(lambda _: pending.inbox.put(DONE) if pending.future is future else None)
+
+    def _addresses(self) -> tuple[str, ...]:
+        return tuple(self._client.scheduler_info(n_workers=-1)["workers"])
 
     def stop(self, pending: Pending) -> None:
         """Tell the workers to stop a call; does not wait for a worker that is too busy to listen."""
@@ -165,6 +190,14 @@ class Connection:
             pending = self._pending.get(call)
         if pending is not None:
             pending.inbox.put((number, value))
+
+
+def _knock(scheduler: str) -> None:
+    """Fail at once, and without Dask's half-made client, where nobody listens."""
+    address = urlsplit(scheduler)
+    if address.scheme not in ("tcp", "tls") or not address.hostname or not address.port:
+        raise ValueError(scheduler)
+    socket.create_connection((address.hostname, address.port), timeout=CONNECT_SECONDS).close()
 
 
 def _client(address: Any) -> Any:

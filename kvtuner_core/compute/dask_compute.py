@@ -13,13 +13,13 @@ from kvtuner_core.compute.devices import Gpu, list_gpus
 from kvtuner_core.domain.model import ModelSpec
 from kvtuner_core.domain.ports import Emit
 from kvtuner_core.domain.tasks import Answer, GenerateTask, InspectTask, Task, WorkerInfo
-from kvtuner_core.errors import CancelledError, ComputeError
+from kvtuner_core.errors import CancelledError, ComputeError, KVTunerError
 
 if TYPE_CHECKING:
     from kvtuner_core.compute.worker import Reply, RunnerFactory
 
 _POLL = 0.1
-_STOP_AGAIN = 1.0
+_EVERY = 1.0
 _STOP_PATIENCE = 5.0
 _LATE_EVENTS = 2.0
 
@@ -82,6 +82,8 @@ class DaskCompute:
             self._leave_home(home)
         with self._lock:
             self._homes[model] = reply.worker
+        if isinstance(reply.answer, KVTunerError):
+            raise reply.answer
         return reply.answer
 
     def workers(self) -> tuple[WorkerInfo, ...]:
@@ -166,17 +168,20 @@ class DaskCompute:
 def _follow(connection: Connection, pending: Pending, emit: Emit | None, cancelled: Callable[[], bool] | None) -> int:
     """Pass events on until the call is done; how many were emitted."""
     emitted = 0
-    asked = told = 0.0
+    asked = told = looked = 0.0
     while (event := _next(pending, _POLL)) is not DONE:
         emitted = _pass_on(event, emitted, emit)
+        now = time.monotonic()
+        if now - looked > _EVERY:
+            connection.follow_up(pending)
+            looked = now
         if cancelled is None or not cancelled():
             continue
-        now = time.monotonic()
         asked = asked or now
         if now - asked > _STOP_PATIENCE:
             raise CancelledError("Cancelled; the worker finishes the step under way by itself.")
         # A worker that was restarted meanwhile has not heard of it.
-        if now - told > _STOP_AGAIN:
+        if now - told > _EVERY:
             connection.stop(pending)
             told = now
     return emitted

@@ -11,7 +11,7 @@ from distributed.protocol.serialize import deserialize_bytes, serialize_bytes
 
 from kvtuner_core.domain.ports import Emit
 from kvtuner_core.domain.tasks import Answer, Task
-from kvtuner_core.errors import CancelledError
+from kvtuner_core.errors import CancelledError, KVTunerError
 
 
 class Runner(Protocol):
@@ -48,9 +48,12 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """An answer with the worker that gave it and the number of events it published before."""
+    """An answer with the worker that gave it and the number of events it published before.
 
-    answer: Answer
+    What a task raises on purpose is an answer too: Dask would log it as a failure of the worker.
+    """
+
+    answer: Answer | KVTunerError
     worker: str
     events: int
 
@@ -113,7 +116,11 @@ def run_call(call: Call) -> Reply:
         worker.log_event(call.topic, (call.id, published, serialize_bytes(event)))
         published += 1
 
-    answer = plugin.run(call, publish if call.topic else None)
+    answer: Answer | KVTunerError
+    try:
+        answer = plugin.run(call, publish if call.topic else None)
+    except KVTunerError as error:
+        answer = error.with_traceback(None)
     return Reply(answer=answer, worker=worker.address, events=published)
 
 

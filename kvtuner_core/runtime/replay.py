@@ -192,9 +192,21 @@ class Replayer:
             policies: One precision per cached layer, for each policy.
             outputs: What `record` gave, so that layers before the first quantised one are skipped.
         """
-        skip = min(_full_layers(policy) for policy in policies) if outputs else 0
-        output = _repeated(outputs[skip - 1], len(policies)) if skip else None
-        with skipped_layers(self.layers, skip, output):
+        start = min(_full_layers(policy) for policy in policies) if outputs else 0
+        return self.from_layer(batch, banked, policies, start=start, outputs=outputs)
+
+    def from_layer(
+        self,
+        batch: Batch,
+        banked: Sequence[Banked],
+        policies: Sequence[Precisions],
+        *,
+        start: int,
+        outputs: Sequence[Any],
+    ) -> Tensor:
+        """Like `logits`, with the layers before ``start`` replaced by their recorded ``outputs``."""
+        output = _repeated(outputs[start - 1], len(policies)) if start else None
+        with skipped_layers(self.layers, start, output):
             return self._logits(batch, self._attention(batch, banked, policies), len(policies))
 
     def _attention(self, batch: Batch, banked: Sequence[Banked], policies: Sequence[Precisions]) -> SuffixAttention:

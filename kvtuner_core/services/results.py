@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kvtuner_core.domain.model import ModelInfo
 from kvtuner_core.domain.runs import RunKind, RunRecord, RunStatus
-from kvtuner_core.domain.study import Candidate, SearchResult, SweepResult
+from kvtuner_core.domain.study import Candidate, SearchResult, SearchSpace, SweepResult
 from kvtuner_core.errors import InputError
 from kvtuner_core.services.workspace import DATA_FOLDER, Workspace
 from kvtuner_core.store import from_json, to_json
@@ -155,6 +155,11 @@ def sweep_csv(result: SweepResult) -> str:
         for profile in result.profiles
     ]  # fmt: skip
     return _csv(header, rows)
+
+
+def group_of(space: SearchSpace, layer: int) -> int | None:
+    """Index of the group that holds a layer, or ``None``."""
+    return next((index for index, group in enumerate(space.groups) if layer in group.layers), None)
 
 
 def _layer_names(model: ModelInfo) -> list[str]:

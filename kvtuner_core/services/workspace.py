@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 
 from platformdirs import user_data_path
 
@@ -59,6 +60,10 @@ class Settings:
     def with_store(self, path: Path | None) -> "Settings":
         """These settings with another store file."""
         return self if path is None else replace(self, store_path=path.expanduser().absolute())
+
+    def in_memory(self) -> "Settings":
+        """These settings with a store that is forgotten at the end."""
+        return replace(self, store_path=None)
 
     @property
     def model_cache(self) -> Path:
@@ -130,6 +135,14 @@ class Workspace:
                 cache_dir=settings.model_cache, roots=settings.model_roots, scheduler=settings.scheduler
             )
         return cls(settings=settings, store=store, compute=compute, queue=JobQueue(store))
+
+    def __enter__(self) -> "Workspace":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def close(self) -> None:
         """Stop the queue, release the models or workers, and close the store."""

@@ -67,6 +67,14 @@ def table(rows: Rows, *, key: str) -> None:
     st.dataframe(list(rows), hide_index=True, key=key)
 
 
+def fact(label: str, value: str, note: str = "", *, help: str | None = None) -> None:
+    """A number with its label above and a note below."""
+    with st.container(gap=None):
+        st.metric(label, value, help=help)
+        if note:
+            st.caption(note)
+
+
 def figure_config() -> dict[str, Any]:
     """How Plotly behaves: no logo, no upload."""
     from kvtuner_core.figures import CHART_CONFIG

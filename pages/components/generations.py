@@ -9,7 +9,7 @@ from kvtuner_core.domain.runs import JobView, RunKind
 from kvtuner_core.domain.tasks import Generation, TokenEvent
 from kvtuner_core.errors import InputError
 from kvtuner_core.services import studies
-from pages.components import differences, failures, jobs
+from pages.components import charts, differences, failures, jobs
 from pages.components.wording import plain, size
 from pages.components.workspace import workspace
 
@@ -105,9 +105,9 @@ def _column(column: Column, reference: Column) -> None:
 def _measured(result: Generation) -> None:
     left, right = st.columns(2)
     share = result.cache_bytes / result.full_precision_bytes if result.full_precision_bytes else 1.0
-    left.metric("Cache, measured", size(result.cache_bytes))
-    left.caption(f"{100 * share:.0f}% of {size(result.full_precision_bytes)} in full precision")
-    right.metric("Speed, tokens per second", f"{result.tokens_per_second:.1f}")
-    right.caption(
-        plain(f"{result.prompt_tokens} prompt tokens read in {result.prefill_seconds:.2f} s on {result.device}")
-    )
+    with left:
+        note = f"{100 * share:.0f}% of {size(result.full_precision_bytes)} in full precision"
+        charts.fact("Cache, measured", size(result.cache_bytes), note)
+    with right:
+        note = f"{result.prompt_tokens} prompt tokens in {result.prefill_seconds:.2f} s"
+        charts.fact("Tokens per second", f"{result.tokens_per_second:.1f}", plain(note), help=result.device)

@@ -10,6 +10,7 @@ from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.precision import FULL_PAIR
 from kvtuner_core.domain.study import Candidate, CandidateOrigin, SearchResult
 from kvtuner_core.services import picking, policies
+from pages.components import charts
 from pages.components.wording import GIB, gib, nats, share
 
 SNIPPET = """from kvtuner_core import load_policy
@@ -78,20 +79,34 @@ def headline(candidate: Candidate, result: SearchResult, *, batch: int, context:
     full = _full_gib(result, batch=batch, context=context)
     seen = "evaluation prompts" if candidate.evaluation else "calibration prompts"
     first, second = st.columns(2), st.columns(2)
-    first[0].metric(
-        "KL, nats per token",
-        nats(score.kl.mean),
-        help=f"On {seen}. 95% interval {nats(score.kl.low)} to {nats(score.kl.high)}. 0 is full precision.",
-    )
-    first[0].caption(f"95%: {nats(score.kl.low)} to {nats(score.kl.high)}")
-    first[1].metric("Effective bits", f"{candidate.effective_bits:.2f}", help="Scales and offsets included.")
-    first[1].caption(f"nominal: {candidate.nominal_bits:.2f}")
-    second[0].metric(
-        "Same top token", share(score.top1_agreement), help="Share of tokens whose most likely next one stays."
-    )
-    second[0].caption(f"NLL change: {score.nll_change:+.3g}")
-    second[1].metric("Cache", gib(size), help=f"Batch {batch}, {context:,} tokens, windows included.")
-    second[1].caption(f"{100 * size / full:.0f}% of {gib(full)} at 16 bits")
+    with first[0]:
+        charts.fact(
+            "KL, nats per token",
+            nats(score.kl.mean),
+            f"95%: {nats(score.kl.low)} to {nats(score.kl.high)}",
+            help=f"Kullback-Leibler divergence from full precision on {seen}; 0 is full precision.",
+        )
+    with first[1]:
+        charts.fact(
+            "Effective bits",
+            f"{candidate.effective_bits:.2f}",
+            f"nominal: {candidate.nominal_bits:.2f}",
+            help="Bits per cached scalar, scales and offsets included; nominal bits leave them out.",
+        )
+    with second[0]:
+        charts.fact(
+            "Same top token",
+            share(score.top1_agreement),
+            f"NLL change: {score.nll_change:+.3g} nats per token",
+            help="Share of tokens whose most likely next token is unchanged.",
+        )
+    with second[1]:
+        charts.fact(
+            "Cache",
+            gib(size),
+            f"{100 * size / full:.0f}% of {gib(full)} at 16 bits",
+            help=f"Batch {batch}, {context:,} tokens of each, windows and sinks included.",
+        )
 
 
 def rows(candidates: Iterable[Candidate], result: SearchResult, *, batch: int, context: int) -> list[Mapping[str, Any]]:

@@ -32,10 +32,14 @@ class PromptCut:
     suffix: int
 
 
-def model_spec() -> ModelSpec:
-    """Ask for a model, its device and dtype."""
+def model_spec(*, wide: bool = False) -> ModelSpec:
+    """Ask for a model, its device and dtype; side by side where there is the room."""
     choices = models.list_models(workspace())
-    reference = st.selectbox(
+    if wide:
+        first, left, right = st.columns([3, 1, 1])
+    else:
+        first, (left, right) = st.container(), st.columns(2)
+    reference = first.selectbox(
         "Model",
         [choice.reference for choice in choices],
         accept_new_options=True,
@@ -46,7 +50,6 @@ def model_spec() -> ModelSpec:
     missing = {choice.reference: choice.hint for choice in choices if not choice.available}
     if reference in missing:
         st.warning(plain(f"{reference}: {missing[reference]}"), icon=":material/download:")
-    left, right = st.columns(2)
     device = left.selectbox(
         "Device", list(DeviceChoice), key="device", bind="query-params", help="auto: CUDA, else CPU"
     )
@@ -58,7 +61,9 @@ def model_spec() -> ModelSpec:
         help="auto: bfloat16 on CUDA, else float32",
     )
     return ModelSpec(
-        reference=(reference or BUNDLED_MODEL).strip(), device=DeviceChoice(device), dtype=DtypeChoice(dtype)
+        reference=(reference or BUNDLED_MODEL).strip(),
+        device=DeviceChoice(device or "auto"),
+        dtype=DtypeChoice(dtype or "auto"),
     )
 
 
@@ -103,10 +108,15 @@ def scheme() -> QuantScheme:
     )
     right.space("small")
     symmetric = right.toggle("Symmetric", key="symmetric", bind="query-params", help="Without offsets.")
-    group_size = None if group == HEAD else int(group or 32)
-    make = QuantScheme.kivi if kivi else QuantScheme.per_token
-    return make(  # type: ignore[operator]
-        group_size=group_size, residual_length=int(residual), symmetric=symmetric, sink_length=int(sinks)
+    window, first = int(residual), int(sinks)
+    if kivi:
+        size = int(group or 32)
+        return QuantScheme.kivi(group_size=size, residual_length=window, symmetric=symmetric, sink_length=first)
+    return QuantScheme.per_token(
+        group_size=None if group == HEAD else int(group or 32),
+        residual_length=window,
+        symmetric=symmetric,
+        sink_length=first,
     )
 
 

@@ -13,13 +13,22 @@ STUDIES = (RunKind.SWEEP, RunKind.SEARCH)
 _LAST = "last-run"
 
 
-def choose_run(page: str, *kinds: RunKind, finished: bool = False) -> RunRecord | None:
+def headed(title: str, page: str, *kinds: RunKind) -> RunRecord | None:
+    """The page's title with the choice of its run beside it."""
+    words, choice = st.columns([1, 2], vertical_alignment="center")
+    words.title(title, anchor=False)
+    with choice:
+        return choose_run(page, *kinds, labelled=False)
+
+
+def choose_run(page: str, *kinds: RunKind, finished: bool = False, labelled: bool = True) -> RunRecord | None:
     """Offer the stored runs of some kinds; the choice is in the address and kept between pages.
 
     Args:
         page: Page that asks.
         kinds: Kinds of run that the page can show.
         finished: Whether only finished runs are offered.
+        labelled: Whether the label is seen.
 
     Returns:
         The chosen run, or ``None`` if there is none to choose.
@@ -32,8 +41,10 @@ def choose_run(page: str, *kinds: RunKind, finished: bool = False) -> RunRecord 
     if not records:
         return None
     options = {run: label(record) for run, record in records.items()}
+    finished_first = next((run for run, record in records.items() if record.status is RunStatus.DONE), "")
     default = str(st.session_state.get(_LAST, ""))
-    chosen = address.choose("Run", options, name="run", page=page, default=default)
+    default = default if default in records else finished_first
+    chosen = address.choose("Run", options, name="run", page=page, default=default, visible=labelled)
     st.session_state[_LAST] = chosen
     return records[chosen]
 

@@ -52,6 +52,7 @@ def _range(packed: op.Packed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     return step, offset, offset + (2**packed.bits - 1) * step
 
 
+@settings(max_examples=60, deadline=None)
 @given(case=cases())
 def test_simulated_equals_packed(case):
     x, options = case
@@ -59,6 +60,7 @@ def test_simulated_equals_packed(case):
     assert torch.equal(op.simulate(x, **options), op.dequantize(packed, dtype=x.dtype))
 
 
+@settings(max_examples=60, deadline=None)
 @given(case=cases())
 def test_the_error_is_at_most_half_a_step_inside_the_stored_range(case):
     x, options = case
@@ -71,6 +73,7 @@ def test_the_error_is_at_most_half_a_step_inside_the_stored_range(case):
     assert (error <= step / 2 + outside + arithmetic).all()
 
 
+@settings(max_examples=60, deadline=None)
 @given(case=cases())
 def test_the_stored_range_misses_the_values_by_rounding_only(case):
     x, options = case
@@ -84,6 +87,7 @@ def test_the_stored_range_misses_the_values_by_rounding_only(case):
     assert (outside <= 2**-10 * (exact.abs() + (high - low)) + 2**-24 * 2**packed.bits).all()
 
 
+@settings(max_examples=60, deadline=None)
 @given(case=cases())
 def test_results_are_finite_and_new(case):
     x, options = case
@@ -97,6 +101,7 @@ def test_results_are_finite_and_new(case):
     assert packed.codes.untyped_storage().nbytes() == packed.codes.numel()
 
 
+@settings(max_examples=60, deadline=None)
 @given(case=cases())
 def test_bytes_and_shapes_are_those_of_the_memory_model(case):
     x, options = case
@@ -115,8 +120,8 @@ def test_bytes_and_shapes_are_those_of_the_memory_model(case):
     assert packed.tokens == tokens
 
 
+@settings(max_examples=30, deadline=None)
 @given(case=cases())
-@settings(max_examples=30)
 def test_groups_and_sequences_do_not_know_each_other(case):
     x, options = case
     whole = op.simulate(x, **options)
@@ -131,8 +136,8 @@ def test_groups_and_sequences_do_not_know_each_other(case):
         assert torch.equal(op.simulate(x[:, :, -1:], **options), whole[:, :, -1:])
 
 
+@settings(max_examples=30, deadline=None)
 @given(case=cases())
-@settings(max_examples=30)
 def test_a_strided_view_gives_what_its_copy_gives(case):
     x, options = case
     view = x.transpose(1, 2).contiguous().transpose(1, 2)

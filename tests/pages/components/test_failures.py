@@ -20,7 +20,7 @@ def test_any_other_error_is_one_calm_line_and_is_logged(caplog):
 
 @pytest.mark.parametrize(
     ("address", "loopback"),
-    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("192.0.2.7", False), ("", False), ("example.org", False)],
+    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("192.0.2.7", False), ("", False), ("kv.example", False)],
 )
 def test_only_loopback_counts_as_this_machine(address, loopback):
     from pages.components.workspace import is_loopback

@@ -1,0 +1,134 @@
+"""``sweep`` and ``search``."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from kvtuner_core.cli import documents
+from kvtuner_core.cli.options import Parser, add_common, add_sweep, open_workspace, sweep_spec
+from kvtuner_core.cli.output import Output, table
+from kvtuner_core.domain.study import Candidate, SearchResult, SearchSpec, SweepResult
+from kvtuner_core.services.files import write_atomically
+from kvtuner_core.services.results import DEMO_RUN, group_of
+from kvtuner_core.services.studies import search, search_record, sweep, sweep_record
+from kvtuner_core.services.work import run_here
+from kvtuner_core.store import to_json
+
+
+def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
+    """Add both commands' arguments."""
+    parser = commands.add_parser("sweep", help="measure every layer under every precision pair, prune and group")
+    add_sweep(parser)
+    add_common(parser)
+    parser.set_defaults(command=run_sweep)
+    parser = commands.add_parser("search", help="sweep, then search policies and score the front on other prompts")
+    add_sweep(parser)
+    add_common(parser)
+    _add_search(parser)
+    parser.set_defaults(command=run_search)
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    spec = SearchSpec()
+    group = parser.add_argument_group("search")
+    group.add_argument("--evaluations", type=int, default=spec.evaluations, metavar="N", help="policies to score")
+    group.add_argument("--population", type=int, default=spec.population, metavar="P", help="of a generation")
+    group.add_argument("--max-bits", type=float, metavar="X", help="largest effective bits of a candidate")
+    group.add_argument(
+        "--evaluation-prompts", default=spec.evaluation_prompts, metavar="FILE", help="on which the front is scored"
+    )
+    group.add_argument("--evaluation-limit", type=int, default=spec.evaluation_limit, metavar="N")
+    group.add_argument("--evaluation-suffix-tokens", type=int, default=spec.evaluation_suffix_tokens, metavar="S")
+    group.add_argument(
+        "--demo", type=Path, metavar="FILE", help="also write the result as a study that ships with the project"
+    )
+
+
+def run_sweep(args: argparse.Namespace, out: Output) -> None:
+    """Run and show a sweep."""
+    spec = sweep_spec(args)
+    record = sweep_record(spec)
+    with open_workspace(args) as ws:
+        result = out.follow(run_here(ws, record, lambda run, cancelled: sweep(ws, spec, cancelled, run=run)))
+    if out.as_json:
+        out.document(documents.sweep(result, run=record.id))
+    else:
+        out.text(_sweep_text(result, record.id))
+
+
+def search_spec(args: argparse.Namespace) -> SearchSpec:
+    """The search asked for."""
+    return SearchSpec(
+        sweep=sweep_spec(args),
+        evaluations=args.evaluations,
+        population=args.population,
+        max_bits=args.max_bits,
+        evaluation_prompts=args.evaluation_prompts,
+        evaluation_limit=args.evaluation_limit,
+        evaluation_suffix_tokens=args.evaluation_suffix_tokens,
+    )
+
+
+def run_search(args: argparse.Namespace, out: Output) -> None:
+    """Run and show a search."""
+    spec = search_spec(args)
+    record = search_record(spec)
+    with open_workspace(args) as ws:
+        result = out.follow(run_here(ws, record, lambda run, cancelled: search(ws, spec, cancelled, run=run)))
+    if args.demo is not None:
+        shipped = replace(result, run=DEMO_RUN, shipped=True)
+        write_atomically(args.demo, to_json(shipped).encode() + b"\n")
+    if out.as_json:
+        out.document(documents.search(result))
+    else:
+        out.text(_search_text(result))
+
+
+def _sweep_text(result: SweepResult, run: str) -> str:
+    pairs = result.space.candidates
+    errors = {(profile.layer, profile.pair): profile.output_error for profile in result.profiles}
+    rows = []
+    for layer, kept in enumerate(result.space.kept):
+        marked = [f"{errors[layer, pair]:.3f}{'*' if pair in kept else ' '}" for pair in pairs]
+        rows.append([layer, group_of(result.space, layer), *marked])
+    space = result.space
+    return "\n".join(
+        [
+            f"Run {run}: {result.model.name}, {result.spec.scheme.label}, {result.spec.limit} prompts",
+            "Output error of each layer and pair; * marks the pairs kept",
+            table(["layer", "group", *(pair.name for pair in pairs)], rows),
+            f"{len(space.groups)} layer groups; policies to choose from: 10^{space.log10_before:.1f} before, "
+            f"10^{space.log10_pruned:.1f} after pruning, 10^{space.log10_after:.1f} after grouping",
+            f"Took {result.seconds:.1f} s on {result.provenance.device}",
+        ]
+    )
+
+
+def _search_text(result: SearchResult) -> str:
+    header = ["policy", "nominal", "effective", "KL", "low", "high", "top-1", "calibration KL"]
+    parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds)
+    return "\n".join(
+        [
+            f"Run {result.run}: {result.sweep.model.name}, {result.spec.sweep.scheme.label}",
+            f"Front of {len(result.candidates)} policies; KL in nats per token on prompts the search did not see",
+            table(header, [_row(item) for item in result.front]),
+            "Uniform policies",
+            table(header, [_row(item) for item in result.baselines]),
+            f"Hypervolume {result.hypervolume:.4f}. Took {parts} on {result.provenance.device}",
+            f"Pick one with: python -m kvtuner_core pick --run {result.run} --max-bits 4 -o policy.json",
+        ]
+    )
+
+
+def _row(item: Candidate) -> list[object]:
+    score = item.evaluation or item.calibration
+    return [
+        item.policy.name,
+        item.nominal_bits,
+        item.effective_bits,
+        score.kl.mean,
+        score.kl.low,
+        score.kl.high,
+        score.top1_agreement,
+        item.calibration.kl.mean,
+    ]

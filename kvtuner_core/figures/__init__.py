@@ -1,0 +1,44 @@
+"""Charts: a value becomes plain numbers first (``*_info``) and a Plotly figure second (``*_figure``)."""
+
+from kvtuner_core.figures.effect import EffectInfo, correlation_info, effect_figure, effect_info
+from kvtuner_core.figures.heatmap import HeatmapInfo, heatmap_figure, heatmap_info
+from kvtuner_core.figures.layer import LayerInfo, layer_figure, layer_info
+from kvtuner_core.figures.lines import LinesInfo, lines_figure, lines_info
+from kvtuner_core.figures.memory import CacheCost, MemoryInfo, memory_figure, memory_info
+from kvtuner_core.figures.pareto import ParetoInfo, ParetoPoint, pareto_figure, pareto_info
+from kvtuner_core.figures.policy_text import summary
+from kvtuner_core.figures.progress import ProgressInfo, progress_figure, progress_info
+from kvtuner_core.figures.strip import StripInfo, strip_figure, strip_info
+from kvtuner_core.figures.style import CHART_CONFIG
+
+__all__ = [
+    "CHART_CONFIG",
+    "CacheCost",
+    "EffectInfo",
+    "HeatmapInfo",
+    "LayerInfo",
+    "LinesInfo",
+    "MemoryInfo",
+    "ParetoInfo",
+    "ParetoPoint",
+    "ProgressInfo",
+    "StripInfo",
+    "correlation_info",
+    "effect_figure",
+    "effect_info",
+    "heatmap_figure",
+    "heatmap_info",
+    "layer_figure",
+    "layer_info",
+    "lines_figure",
+    "lines_info",
+    "memory_figure",
+    "memory_info",
+    "pareto_figure",
+    "pareto_info",
+    "progress_figure",
+    "progress_info",
+    "strip_figure",
+    "strip_info",
+    "summary",
+]

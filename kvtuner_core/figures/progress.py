@@ -1,0 +1,131 @@
+"""A search while it runs: its candidates, the front so far, and the hypervolume."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from kvtuner_core.domain.study import Candidate
+from kvtuner_core.figures.style import BLUE, TEAL, axis, empty_figure, floored, layout, log_floor, short
+from kvtuner_core.tuning.front import calibration_kl, dominated_share, pareto_front
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressInfo:
+    """Numbers of a search so far, in order of evaluation.
+
+    Attributes:
+        orders: Position of each candidate.
+        bits: Effective bits.
+        kls: Mean calibration KL in nats per token.
+        front: Whether it is on the front of all of them.
+        hypervolumes: Share of the plane that the candidates up to here dominate, 0 to 1.
+    """
+
+    orders: tuple[int, ...]
+    bits: tuple[float, ...]
+    kls: tuple[float, ...]
+    front: tuple[bool, ...]
+    hypervolumes: tuple[float, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per evaluation."""
+        columns = (self.orders, self.bits, self.kls, self.front, self.hypervolumes)
+        return [
+            {
+                "Evaluation": order + 1,
+                "Effective bits": bits,
+                "KL, calibration (nats per token)": kl,
+                "On the front": front,
+                "Hypervolume (share)": volume,
+            }
+            for order, bits, kl, front, volume in zip(*columns, strict=True)
+        ]
+
+
+def progress_info(candidates: Sequence[Candidate]) -> ProgressInfo:
+    """The numbers of the searched candidates so far."""
+    ordered = sorted(candidates, key=lambda candidate: candidate.order)
+    front: list[tuple[float, float]] = []
+    volumes: list[float] = []
+    for candidate in ordered:
+        point = (candidate.effective_bits, calibration_kl(candidate))
+        if not any(bits <= point[0] and kl <= point[1] for bits, kl in front):
+            front = [other for other in front if not (point[0] <= other[0] and point[1] <= other[1])]
+            front.append(point)
+            volumes.append(dominated_share(front))
+        else:
+            volumes.append(volumes[-1])
+    on_front = {candidate.order for candidate in pareto_front(ordered)}
+    return ProgressInfo(
+        orders=tuple(candidate.order for candidate in ordered),
+        bits=tuple(candidate.effective_bits for candidate in ordered),
+        kls=tuple(candidate.calibration.kl.mean for candidate in ordered),
+        front=tuple(candidate.order in on_front for candidate in ordered),
+        hypervolumes=tuple(volumes),
+    )
+
+
+def progress_figure(info: ProgressInfo, *, dark: bool = False, height: int = 380) -> go.Figure:
+    """Candidates and front on the left, hypervolume over the evaluations on the right.
+
+    Args:
+        info: The numbers.
+        dark: Whether the ground behind is dark.
+        height: Height in pixels.
+    """
+    if not info.orders:
+        return empty_figure("No candidate yet", dark=dark, height=height)
+    floor = log_floor([kl for kl in info.kls if math.isfinite(kl)])
+    figure = make_subplots(rows=1, cols=2, column_widths=[0.64, 0.36], horizontal_spacing=0.1)
+    figure.add_trace(_candidates(info, floor), row=1, col=1)
+    figure.add_trace(_front(info, floor), row=1, col=1)
+    figure.add_trace(
+        go.Scatter(
+            x=[order + 1 for order in info.orders],
+            y=list(info.hypervolumes),
+            mode="lines",
+            line={"color": TEAL, "width": 2, "shape": "hv"},
+            hovertemplate="after %{x} evaluations: %{y:.4f}<extra></extra>",
+            showlegend=False,
+        ),
+        row=1,
+        col=2,
+    )
+    figure.update_layout(**layout(dark=dark, height=height))
+    zero = f", 0 drawn at {floor:g}" if any(kl <= 0 for kl in info.kls) else ""
+    figure.update_xaxes(axis("Effective bits per cached number"), row=1, col=1)
+    figure.update_yaxes(axis(f"KL, calibration (nats per token), log{zero}", log=True), row=1, col=1)
+    figure.update_xaxes(axis("Evaluations"), row=1, col=2)
+    figure.update_yaxes(axis("Hypervolume (share, 0 to 1)"), row=1, col=2)
+    return figure
+
+
+def _candidates(info: ProgressInfo, floor: float) -> go.Scatter:
+    return go.Scatter(
+        x=list(info.bits),
+        y=[floored(kl, floor) for kl in info.kls],
+        mode="markers",
+        name="candidates, early to late",
+        marker={"color": list(info.orders), "colorscale": "Cividis", "size": 6, "opacity": 0.75},
+        hovertext=[
+            f"evaluation {order + 1}<br>{bits:.2f} effective bits<br>KL {short(kl)} nats per token"
+            for order, bits, kl in zip(info.orders, info.bits, info.kls, strict=True)
+        ],
+        hovertemplate="%{hovertext}<extra></extra>",
+    )
+
+
+def _front(info: ProgressInfo, floor: float) -> go.Scatter:
+    points = sorted((bits, kl) for bits, kl, front in zip(info.bits, info.kls, info.front, strict=True) if front)
+    return go.Scatter(
+        x=[bits for bits, _ in points],
+        y=[floored(kl, floor) for _, kl in points],
+        mode="lines",
+        name="front so far",
+        line={"color": BLUE, "width": 2, "shape": "hv"},
+        hoverinfo="skip",
+    )

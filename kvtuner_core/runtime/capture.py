@@ -1,0 +1,99 @@
+"""Reads prompts once in full precision and keeps what every later measurement needs."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from kvtuner_core.domain.model import LayerGeometry
+from kvtuner_core.errors import ComputeError, ModelError
+from kvtuner_core.runtime.bank import LayerHistory
+from kvtuner_core.runtime.loading import LoadedModel
+from kvtuner_core.runtime.prompts import CutPrompt
+from kvtuner_core.runtime.provenance import device_memory
+from kvtuner_core.runtime.replay import Batch, Part
+
+_CHUNK_TOKENS = 4096
+_SUFFIX_TOKENS = {"cpu": 512, "cuda": 4096}
+_LOGITS_BYTES = 1 << 30
+
+
+def batches(prompts: Sequence[CutPrompt], *, device: torch.device, vocabulary: int) -> Iterator[tuple[CutPrompt, ...]]:
+    """Prompts that are scored together: equal suffix lengths, bounded tokens and logits."""
+    tokens = min(_SUFFIX_TOKENS.get(device.type, 512), max(1, _LOGITS_BYTES // (4 * vocabulary)))
+    ordered = sorted(prompts, key=lambda prompt: (len(prompt.suffix), len(prompt.prefix)))
+    for length, group in itertools.groupby(ordered, key=lambda prompt: len(prompt.suffix)):
+        equal = list(group)
+        rows = max(1, tokens // length)
+        count = -(-len(equal) // rows)
+        # Batches of nearly one size: the last would otherwise be a small and slow one.
+        for index in range(count):
+            yield tuple(equal[index * len(equal) // count : (index + 1) * len(equal) // count])
+
+
+def capture(loaded: LoadedModel, prompts: tuple[CutPrompt, ...]) -> Batch:
+    """Read the prefixes of a batch in full precision and keep each layer's keys and values."""
+    parts = []
+    start = 0
+    for length, group in itertools.groupby(prompts, key=lambda prompt: len(prompt.prefix)):
+        ids = torch.tensor([prompt.prefix for prompt in group], device=loaded.device)
+        history = _read(loaded.model, ids, loaded.info.layers)
+        parts.append(Part(rows=slice(start, start + len(ids)), prefix=length, history=history))
+        start += len(ids)
+    suffix = len(prompts[0].suffix)
+    offsets = torch.tensor([len(prompt.prefix) for prompt in prompts], device=loaded.device)
+    labels = [[*prompt.suffix[1:], -1 if prompt.following is None else prompt.following] for prompt in prompts]
+    return Batch(
+        prompts=prompts,
+        parts=tuple(parts),
+        suffix_ids=torch.tensor([prompt.suffix for prompt in prompts], device=loaded.device),
+        positions=offsets[:, None] + torch.arange(suffix, device=loaded.device),
+        labels=torch.tensor(labels, device=loaded.device).flatten(),
+    )
+
+
+def check_memory(loaded: LoadedModel, prompts: Sequence[CutPrompt]) -> None:
+    """Raise `ComputeError` before reading prompts whose exact history alone would not fit."""
+    scalars = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in loaded.info.layers)
+    tokens = sum(len(prompt.prefix) + len(prompt.suffix) for prompt in prompts)
+    needed = 2 * tokens * scalars * loaded.dtype.itemsize
+    free, _ = device_memory(loaded.device)
+    if needed > free:
+        raise ComputeError(
+            f"The prompts' cache needs {needed / 2**30:.1f} GiB; {free / 2**30:.1f} GiB are free. "
+            "Use fewer prompts or a lower prefix_tokens."
+        )
+
+
+def own_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Logits ``[S, V]`` of the batch's first row as the model itself computes them with its own cache."""
+    part = batch.parts[0]
+    cache = DynamicCache()
+    for index, layer in enumerate(part.history):
+        cache.update(layer.keys[:1].clone(), layer.values[:1].clone(), index)
+    logits: Tensor = model(
+        input_ids=batch.suffix_ids[:1], position_ids=batch.positions[:1], past_key_values=cache, use_cache=True
+    ).logits
+    return logits[0]
+
+
+def _read(model: PreTrainedModel, ids: Tensor, layers: Sequence[LayerGeometry]) -> tuple[LayerHistory, ...]:
+    """Exact keys and values of every cached layer for ``ids`` ``[R, P]``.
+
+    A plain cache is used, which forgets nothing: the models' masks still keep sliding layers to
+    their window, and groups per channel may begin before it.
+    """
+    decoder = model.get_decoder()
+    cache = DynamicCache()
+    rows, prefix = ids.shape
+    step = max(1, _CHUNK_TOKENS // rows)
+    for start in range(0, prefix, step):
+        stop = min(prefix, start + step)
+        positions = torch.arange(start, stop, device=ids.device)[None].expand(rows, -1)
+        decoder(input_ids=ids[:, start:stop], position_ids=positions, past_key_values=cache, use_cache=True)
+    filled = [layer for layer in cache.layers if getattr(layer, "is_initialized", False)]
+    if len(filled) != len(layers):
+        raise ModelError(f"{type(model).__name__} filled {len(filled)} of {len(layers)} cache layers.")
+    return tuple(LayerHistory(keys=layer.keys, values=layer.values) for layer in filled)

@@ -1,0 +1,192 @@
+"""Generates text from the really quantised cache, token by token."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedTokenizerBase
+
+from kvtuner_core.domain.memory import cache_bytes, check_layers
+from kvtuner_core.domain.policy import KVPolicy
+from kvtuner_core.domain.ports import Emit
+from kvtuner_core.domain.precision import FULL_PAIR
+from kvtuner_core.domain.scheme import QuantScheme
+from kvtuner_core.domain.tasks import Generation, GenerateTask, TokenEvent
+from kvtuner_core.errors import InputError
+from kvtuner_core.runtime.cache import QuantizedKVCache, build_cache
+from kvtuner_core.runtime.loading import LoadedModel
+from kvtuner_core.runtime.provenance import device_name
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+def generate(
+    loaded: LoadedModel, task: GenerateTask, *, emit: Emit | None = None, cancelled: Callable[[], bool] | None = None
+) -> Generation:
+    """Read the prompt, then generate until an end token, the limit, or a cancel.
+
+    Args:
+        loaded: The model that the task names.
+        task: Prompt, policy and sampling.
+        emit: Receives a `TokenEvent` a token.
+        cancelled: Polled before each token; once true, what there is so far is the answer.
+
+    Raises:
+        InputError: If the prompt is empty or too long, or a number is out of range.
+        PolicyError: If the policy does not fit the model.
+    """
+    ids = _prompt_ids(loaded, task)
+    cache = _new_cache(loaded, task)
+    text = _Detokeniser(loaded.tokenizer)
+    started = time.perf_counter()
+    with torch.inference_mode():
+        decoder = _Decoder(loaded, cache, task)
+        token = decoder.step(torch.tensor([ids], device=loaded.device))
+        _synchronise(loaded.device)
+        prefill = time.perf_counter() - started
+        started = time.perf_counter()
+        ends = _end_tokens(loaded)
+        tokens: list[int] = []
+        while token not in ends and len(tokens) < task.max_new_tokens and not (cancelled and cancelled()):
+            tokens.append(token)
+            piece = text.push(token)
+            if emit is not None:
+                emit(TokenEvent(token=token, text=piece))
+            # The last token goes through the cache, too: its bytes are those of everything generated.
+            token = decoder.step(torch.tensor([[token]], device=loaded.device))
+        _synchronise(loaded.device)
+    seconds = time.perf_counter() - started
+    text.finish()
+    return Generation(
+        text="".join(text.pieces),
+        token_ids=tuple(tokens),
+        token_texts=tuple(text.pieces),
+        prompt_tokens=len(ids),
+        cache_bytes=_measured_bytes(cache),
+        full_precision_bytes=_full_bytes(loaded, len(ids) + len(tokens)),
+        tokens_per_second=len(tokens) / seconds if tokens else 0.0,
+        prefill_seconds=prefill,
+        device=device_name(loaded.device),
+    )
+
+
+def _prompt_ids(loaded: LoadedModel, task: GenerateTask) -> list[int]:
+    if not 1 <= task.max_new_tokens <= loaded.info.max_positions:
+        raise InputError(
+            f"max_new_tokens must be from 1 to the model's {loaded.info.max_positions} positions; "
+            f"got {task.max_new_tokens}."
+        )
+    if not 0 <= task.temperature <= 100:
+        raise InputError(f"temperature must be from 0 (greedy) to 100; got {task.temperature}.")
+    tokenizer = loaded.tokenizer
+    if task.chat and tokenizer.chat_template:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": task.prompt}], tokenize=False, add_generation_prompt=True
+        )
+        ids = list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    else:
+        ids = list(tokenizer(task.prompt, verbose=False).input_ids)
+        if ids and ids[-1] == tokenizer.eos_token_id:
+            ids.pop()
+    if not ids:
+        raise InputError("The prompt must have at least one token; got an empty text.")
+    if len(ids) + task.max_new_tokens > loaded.info.max_positions:
+        raise InputError(
+            f"Prompt and new tokens must fit the model's {loaded.info.max_positions} positions; "
+            f"got {len(ids)} + {task.max_new_tokens}. Shorten the prompt or lower max_new_tokens."
+        )
+    return ids
+
+
+def _new_cache(loaded: LoadedModel, task: GenerateTask) -> Cache:
+    if task.policy is None:
+        return DynamicCache(config=loaded.model.config)
+    check_layers(task.policy, loaded.info.layers)
+    return build_cache(task.policy, loaded.model, prefill=task.prefill)
+
+
+class _Decoder:
+    """Feeds tokens and picks the next one."""
+
+    def __init__(self, loaded: LoadedModel, cache: Cache, task: GenerateTask) -> None:
+        self._model = loaded.model
+        self._cache = cache
+        self._temperature = task.temperature
+        self._generator = torch.Generator(device=loaded.device).manual_seed(task.seed)
+
+    def step(self, ids: Tensor) -> int:
+        """Append ``ids`` ``[1, T]`` to the cache; the next token."""
+        logits = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+        if self._temperature == 0:
+            return int(logits.argmax())
+        probabilities = (logits.float() / self._temperature).softmax(-1)
+        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+
+
+@dataclass(slots=True)
+class _Detokeniser:
+    """Turns tokens into pieces of text that join to the whole, characters of several tokens included.
+
+    A piece is the difference of two decodings of the recent tokens, so that tokenizers which
+    depend on neighbours (spaces, bytes of one character) come out right.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    pieces: list[str] = field(default_factory=list)
+    _tokens: list[int] = field(default_factory=list)
+    _start: int = 0
+    _shown: int = 0
+
+    def push(self, token: int) -> str:
+        """The text that ``token`` adds; empty while a character is incomplete."""
+        self._tokens.append(token)
+        before, after = self._decode(self._start, self._shown), self._decode(self._start, len(self._tokens))
+        piece = ""
+        if not after.endswith(_REPLACEMENT) and len(after) > len(before):
+            piece = after[len(before) :]
+            self._start, self._shown = self._shown, len(self._tokens)
+        self.pieces.append(piece)
+        return piece
+
+    def finish(self) -> None:
+        """Give the last token what is left, such as an unfinished character."""
+        if self.pieces and self._shown < len(self._tokens):
+            before, after = self._decode(self._start, self._shown), self._decode(self._start, len(self._tokens))
+            self.pieces[-1] += after[len(before) :]
+
+    def _decode(self, start: int, stop: int) -> str:
+        text: str = self.tokenizer.decode(
+            self._tokens[start:stop], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+
+def _end_tokens(loaded: LoadedModel) -> frozenset[int]:
+    ends: set[int] = set()
+    config = getattr(loaded.model, "generation_config", None)
+    for value in (getattr(config, "eos_token_id", None), loaded.tokenizer.eos_token_id):
+        if isinstance(value, int):
+            ends.add(value)
+        elif isinstance(value, Sequence):
+            ends.update(int(one) for one in value)
+    return frozenset(ends)
+
+
+def _measured_bytes(cache: Cache) -> int:
+    if isinstance(cache, QuantizedKVCache):
+        return cache.measured_bytes()
+    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values) if tensor is not None]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _full_bytes(loaded: LoadedModel, tokens: int) -> int:
+    layers = loaded.info.layers
+    policy = KVPolicy.uniform(FULL_PAIR, layers=len(layers), scheme=QuantScheme.per_token())
+    return cache_bytes(policy, layers, tokens=tokens, full_bytes=loaded.dtype.itemsize)
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

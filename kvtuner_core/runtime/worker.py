@@ -1,0 +1,121 @@
+"""What a worker process runs: tasks in, answers out."""
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from kvtuner_core.domain.model import ModelSpec
+from kvtuner_core.domain.ports import Emit
+from kvtuner_core.domain.tasks import (
+    Answer,
+    EvaluationSpec,
+    GenerateTask,
+    InspectTask,
+    ModelReport,
+    ProfileTask,
+    ScoreTask,
+    Task,
+)
+from kvtuner_core.errors import CancelledError, ComputeError, InputError
+from kvtuner_core.runtime.generation import generate
+from kvtuner_core.runtime.loading import LoadedModel, load, quiet
+from kvtuner_core.runtime.profiling import profile_layer
+from kvtuner_core.runtime.provenance import device_memory, provenance
+from kvtuner_core.runtime.session import Session
+
+_SESSIONS = 2
+
+
+class Runtime:
+    """Holds one model and the sessions used last, so that neither is prepared twice.
+
+    Args:
+        cache_dir: Where conversions of GGUF files are kept.
+        roots: Folders that local models must lie in, or ``None`` for no restriction.
+    """
+
+    def __init__(self, *, cache_dir: Path, roots: tuple[Path, ...] | None = None) -> None:
+        self._cache_dir = cache_dir
+        self._roots = roots
+        self._spec: ModelSpec | None = None
+        self._loaded: LoadedModel | None = None
+        self._sessions: OrderedDict[EvaluationSpec, Session] = OrderedDict()
+
+    def run(self, task: Task, *, emit: Emit | None = None, cancelled: Callable[[], bool] | None = None) -> Answer:
+        """Run one task to its end; see `kvtuner_core.domain.ports.Compute.run`.
+
+        Raises:
+            InputError: If the task's model, prompts, scheme or policy break a rule.
+            ComputeError: If the device ran out of memory.
+            CancelledError: If ``cancelled`` was true before the work began.
+        """
+        if cancelled is not None and cancelled():
+            raise CancelledError("The task was cancelled before it began.")
+        with quiet(), self._out_of_memory():
+            return self._dispatch(task, emit, cancelled)
+
+    def close(self) -> None:
+        """Let the model and the sessions go."""
+        self._sessions.clear()
+        self._loaded = None
+        self._spec = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _dispatch(self, task: Task, emit: Emit | None, cancelled: Callable[[], bool] | None) -> Answer:
+        match task:
+            case InspectTask():
+                return self._inspect(task.model)
+            case ProfileTask():
+                return profile_layer(self._session(task.evaluation), task.layer, task.pairs)
+            case ScoreTask():
+                if task.policy.scheme != task.evaluation.scheme:
+                    raise InputError("A policy is scored under its own scheme; the evaluation names another.")
+                return self._session(task.evaluation).score(task.policy, seed=task.evaluation.seed)
+            case GenerateTask():
+                return generate(self._model(task.model), task, emit=emit, cancelled=cancelled)
+
+    def _inspect(self, spec: ModelSpec) -> ModelReport:
+        loaded = self._model(spec)
+        free, total = device_memory(loaded.device)
+        return ModelReport(
+            info=loaded.info,
+            provenance=provenance(loaded.device, loaded.dtype),
+            free_bytes=free,
+            total_bytes=total,
+        )
+
+    def _model(self, spec: ModelSpec) -> LoadedModel:
+        if self._loaded is None or self._spec != spec:
+            self.close()
+            self._loaded = load(spec, cache_dir=self._cache_dir, roots=self._roots)
+            self._spec = spec
+        return self._loaded
+
+    def _session(self, spec: EvaluationSpec) -> Session:
+        # The seed draws intervals only.
+        key = replace(spec, seed=0)
+        loaded = self._model(spec.model)
+        if key in self._sessions:
+            self._sessions.move_to_end(key)
+            return self._sessions[key]
+        while len(self._sessions) >= _SESSIONS:
+            self._sessions.popitem(last=False)
+        session = Session(loaded, key)
+        self._sessions[key] = session
+        return session
+
+    @contextlib.contextmanager
+    def _out_of_memory(self) -> Iterator[None]:
+        try:
+            yield
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            self.close()
+            raise ComputeError(
+                "The device ran out of memory. Use fewer prompts, a lower prefix_tokens or max_new_tokens, "
+                "a smaller dtype, or a smaller model."
+            ) from error

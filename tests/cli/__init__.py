@@ -1,0 +1,1 @@
+"""Tests of the command line, on tiny random-weight models."""

@@ -1,0 +1,24 @@
+import os
+
+from kvtuner_core.compute.cluster import start_cluster
+from kvtuner_core.compute.devices import Gpu
+
+
+def seen(names):
+    return tuple(os.environ.get(name) for name in names)
+
+
+def test_each_gpu_has_a_worker_that_sees_it_alone():
+    from distributed import Client
+
+    gpus = (Gpu(id="GPU-one", name="one"), Gpu(id="GPU-two", name="two"))
+    before = os.environ.get("OMP_NUM_THREADS")
+    with start_cluster(gpus) as cluster, Client(cluster, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=20)
+        environments = client.run(seen, ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")).values()
+        threads = str(max(1, len(os.sched_getaffinity(0)) // 2))
+        assert sorted(environments) == [("GPU-one", threads), ("GPU-two", threads)]
+        assert all(address.startswith("tcp://127.0.0.1:") for address in client.scheduler_info()["workers"])
+        assert cluster.scheduler_address.startswith("tcp://127.0.0.1:")
+        assert cluster.scheduler.allowed_failures == 3
+    assert os.environ.get("OMP_NUM_THREADS") == before

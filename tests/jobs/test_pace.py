@@ -1,0 +1,60 @@
+import pytest
+
+from kvtuner_core.domain.runs import Progress
+from kvtuner_core.jobs.pace import Pace
+
+
+def pace(*steps, start=0.0, stage="search", total=100):
+    measured = Pace()
+    measured.start(start)
+    for now, done, reused in steps:
+        measured.record(Progress(stage=stage, done=done, total=total, reused=reused), now=now)
+    return measured
+
+
+def test_nothing_is_promised_before_two_units_are_known():
+    assert pace().rate == 0
+    assert pace().seconds_left(0) is None
+    one = pace((2.0, 1, 0))
+    assert one.rate == 0
+    assert one.seconds_left(2.0) is None
+
+
+def test_the_estimate_is_the_median_unit_times_the_units_left():
+    measured = pace((30.0, 1, 0), (32.0, 2, 0), (34.0, 3, 0), total=10)
+    assert measured.seconds_left(34.0) == pytest.approx(7 * 2.0)
+    assert measured.rate == pytest.approx(3 / 34)
+
+
+def test_the_estimate_counts_down_within_a_unit_and_no_further():
+    measured = pace((2.0, 1, 0), (4.0, 2, 0), total=5)
+    assert measured.seconds_left(5.0) == pytest.approx(3 * 2.0 - 1.0)
+    assert measured.seconds_left(60.0) == pytest.approx(2 * 2.0)
+
+
+def test_units_from_the_store_are_not_speed():
+    measured = pace((0.0, 50, 50), (2.0, 51, 50), (4.0, 52, 50), (4.1, 60, 58), (6.1, 61, 58))
+    assert measured.rate == pytest.approx(0.5)
+    assert measured.seconds_left(6.1) == pytest.approx(39 * 2.0)
+
+
+def test_a_message_without_a_unit_counts_for_the_unit_under_way():
+    measured = pace((1.0, 0, 0), (2.0, 1, 0), (3.0, 1, 0), (4.0, 2, 0), total=4)
+    assert measured.seconds_left(4.0) == pytest.approx(2 * 2.0)
+
+
+def test_several_units_at_once_share_their_time():
+    measured = pace((8.0, 4, 0), total=10)
+    assert measured.rate == pytest.approx(0.5)
+
+
+def test_a_new_stage_starts_afresh():
+    measured = pace((2.0, 1, 0), (4.0, 2, 0))
+    measured.record(Progress(stage="evaluation", done=0, total=5), now=4.0)
+    assert measured.rate == 0
+    measured.record(Progress(stage="evaluation", done=2, total=5), now=10.0)
+    assert measured.seconds_left(10.0) == pytest.approx(9.0)
+
+
+def test_an_unknown_total_promises_nothing():
+    assert pace((1.0, 1, 0), (2.0, 2, 0), total=0).seconds_left(2.0) is None

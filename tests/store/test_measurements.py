@@ -1,0 +1,94 @@
+import math
+import threading
+from dataclasses import replace
+
+import pytest
+
+from kvtuner_core.domain.metrics import Interval
+from kvtuner_core.domain.policy import KVPolicy
+from kvtuner_core.domain.precision import PrecisionPair
+from kvtuner_core.domain.scheme import QuantScheme
+from kvtuner_core.errors import StoreError
+from kvtuner_core.store import Store
+from tests.fakes.measurements import PROVENANCE, profile, score, session
+
+POLICIES = [KVPolicy.uniform(name, layers=2, scheme=QuantScheme.per_token()) for name in ("KV8", "KV4", "KV2")]
+SCORES = [session().score(policy) for policy in POLICIES]
+PROFILES = [session().profile(layer, PrecisionPair.parse("K4V2")) for layer in range(3)]
+
+
+@pytest.fixture
+def store():
+    with Store.open(None) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.1, 1e-320, math.inf])
+def test_a_score_comes_back_bit_for_bit(store, kl):
+    store.put_score(SCORES[0], score(kl), PROVENANCE)
+    assert store.get_score(SCORES[0].key) == score(kl)
+    assert store.get_score(SCORES[1].key) is None
+    assert store.get_provenance(SCORES[0].key) == PROVENANCE
+
+
+def test_a_profile_comes_back_bit_for_bit(store):
+    store.put_profile(PROFILES[0], profile(), PROVENANCE)
+    assert store.get_profile(PROFILES[0].key) == profile()
+    assert store.get_profile(PROFILES[1].key) is None
+    assert store.get_provenance(PROFILES[0].key) == PROVENANCE
+    assert store.get_provenance("unknown") is None
+
+
+def test_the_first_number_under_a_key_stays(store):
+    store.put_score(SCORES[0], score(0.1), PROVENANCE)
+    store.put_score(SCORES[0], score(0.2), PROVENANCE)
+    assert store.get_score(SCORES[0].key) == score(0.1)
+
+
+def test_counting_asks_once_for_all_keys(store):
+    for identity in SCORES[:2]:
+        store.put_score(identity, score(), PROVENANCE)
+    store.put_profile(PROFILES[0], profile(), PROVENANCE)
+    keys = [identity.key for identity in SCORES]
+    assert store.count_scores([*keys, *keys, "unknown"]) == 2
+    assert store.count_scores([]) == 0
+    assert store.count_profiles(identity.key for identity in PROFILES) == 1
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        replace(score(), nll_change=math.nan),
+        replace(score(), kl_per_prompt=(0.1, math.nan, 0.1)),
+        replace(score(), kl=Interval(mean=math.nan, low=0.0, high=1.0)),
+    ],
+)
+def test_a_score_that_is_not_a_number_is_refused(store, broken):
+    with pytest.raises(StoreError, match=r"got nan.*bfloat16 or float32"):
+        store.put_score(SCORES[0], broken, PROVENANCE)
+    assert store.count_scores([SCORES[0].key]) == 0
+
+
+def test_a_profile_that_is_not_a_number_is_refused(store):
+    with pytest.raises(StoreError, match="A stored profile"):
+        store.put_profile(PROFILES[0], profile(kl=math.nan), PROVENANCE)
+
+
+def test_threads_that_put_the_same_keys_do_not_conflict(store):
+    failures = []
+
+    def put_all():
+        try:
+            for number in range(20):
+                policy = KVPolicy.uniform("KV4", layers=number + 1, scheme=QuantScheme.per_token())
+                store.put_score(session().score(policy), score(), PROVENANCE)
+                assert store.get_score(session().score(policy).key) == score()
+        except Exception as error:  # noqa: BLE001
+            failures.append(error)
+
+    threads = [threading.Thread(target=put_all) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
