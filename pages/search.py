@@ -50,18 +50,15 @@ def growing_front(view: JobView) -> None:
 def finished(result: SearchResult) -> None:
     """What a finished search did, and where to go on."""
     parts = ", ".join(f"{part} {duration(seconds)}" for part, seconds in result.seconds)
-    with st.container(horizontal=True):
-        st.metric("Policies scored", f"{len(result.candidates):,}", border=True, width="content")
-        st.metric("On the front", len(result.front), border=True, width="content")
-        st.metric(
-            "Hypervolume, share",
-            f"{result.hypervolume:.4f}",
-            help="Area the front dominates in bits and log KL, 0 to 1; higher is better.",
-            border=True,
-            width="content",
-        )
-        st.metric("Wall time", duration(sum(seconds for _, seconds in result.seconds)), help=parts, border=True,
-                  width="content")  # fmt: skip
+    facts = (
+        ("Policies scored", f"{len(result.candidates):,}", f"{len(result.baselines)} baselines beside them"),
+        ("On the front", str(len(result.front)), "scored again on evaluation prompts"),
+        ("Hypervolume, share", f"{result.hypervolume:.4f}", "of bits and log KL; higher is better"),
+        ("Wall time", duration(sum(seconds for _, seconds in result.seconds)), parts),
+    )
+    for column, fact in zip(st.columns(4), facts, strict=True):
+        with column:
+            charts.fact(*fact)
     stored.origin(result)
     st.page_link(
         "pages/tradeoffs.py",

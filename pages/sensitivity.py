@@ -88,7 +88,7 @@ def show(result: SweepResult) -> None:
     with left:
         info = figures.heatmap_info(result, metric)
         charts.show(
-            figures.heatmap_figure(info, dark=charts.is_dark()),
+            figures.heatmap_figure(info, dark=charts.is_dark(), height=470),
             info.rows(),
             key=CLICKED,
             alt=f"{METRICS[metric]} of every layer and pair",
@@ -96,13 +96,23 @@ def show(result: SweepResult) -> None:
         )
     with right:
         layer_detail(result)
-    lines = figures.lines_info(result, metric)
-    charts.show(
-        figures.lines_figure(lines, dark=charts.is_dark()),
-        lines.rows(),
-        key="lines",
-        alt=f"{METRICS[metric]} over the layers, a line a pair",
-    )
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        lines = figures.lines_info(result, metric)
+        charts.show(
+            figures.lines_figure(lines, dark=charts.is_dark()),
+            lines.rows(),
+            key="lines",
+            alt=f"{METRICS[metric]} over the layers, a line a pair",
+        )
+    with right:
+        effect = figures.effect_info(result)
+        charts.show(
+            figures.effect_figure(effect, dark=charts.is_dark()),
+            effect.rows(),
+            key="effect",
+            alt="KL against output error, a point a layer",
+        )
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from kvtuner_core.domain.runs import RunKind
 from kvtuner_core.domain.study import Candidate, SearchResult
 from kvtuner_core.services.picking import Budget, candidate_gib, pick
 from pages.components import address, charts, failures, frame, jobs, policies, stored
+from pages.components.wording import plain
 
 PAGE = "tradeoffs"
 CLICKED = "front"
@@ -50,11 +51,15 @@ def budget(result: SearchResult) -> Budget:
     return Budget(max_gib=size, batch=batch, context=context)
 
 
-def front(result: SearchResult, picked: Candidate, seen: str) -> None:
+def front(result: SearchResult, picked: Candidate, asked: Budget) -> None:
     """The front with baselines and intervals; a click puts a policy beside the picked one."""
+    seen = address.switch("Measured on", SEEN, name="seen", page=PAGE, visible=False)
     info = figures.pareto_info(result, seen=seen)
+    figure = figures.pareto_figure(info, dark=charts.is_dark(), picked=policies.identity(picked), height=400)
+    if asked.max_bits is not None:
+        charts.mark_limit(figure, asked.max_bits, " over the budget")
     charts.show(
-        figures.pareto_figure(info, dark=charts.is_dark(), picked=policies.identity(picked)),
+        figure,
         info.rows(),
         key=CLICKED,
         alt="KL from full precision against effective bits: searched policies, their front, uniform policies",
@@ -85,12 +90,12 @@ def show(result: SearchResult) -> None:
     with right:
         asked = budget(result)
         picked = pick(result, asked)
-        st.subheader(f"Best within it: {policies.name(picked)}", anchor=False)
+        st.subheader(f"Best within the budget: {policies.name(picked)}", anchor=False)
         policies.headline(picked, result, batch=asked.batch, context=asked.context)
+        st.markdown(plain(policies.against_uniform(picked, result, asked)))
         policies.downloads(result, picked)
     with left:
-        seen = address.switch("Measured on", SEEN, name="seen", page=PAGE)
-        front(result, picked, seen)
+        front(result, picked, asked)
     beside(result, picked, asked)
     with st.expander("Use the file in a program", icon=":material/code:"):
         st.code(policies.SNIPPET, language="python")

@@ -59,7 +59,10 @@ def start_cluster(gpus: tuple[Gpu, ...]) -> Any:
         }
         for number, environment in enumerate(environments)
     }
-    scheduler = {"cls": distributed.Scheduler, "options": {"host": _HOST, "dashboard": False}}
+    scheduler = {
+        "cls": distributed.Scheduler,
+        "options": {"host": _HOST, "dashboard": False, "dashboard_address": f"{_HOST}:0"},
+    }
     cluster: Any = distributed.SpecCluster
     with dask.config.set(dict(_CONFIG)):
         return cluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR, name="kvtuner")

@@ -193,11 +193,13 @@ class Connection:
 
 
 def _knock(scheduler: str) -> None:
-    """Fail at once, and without Dask's half-made client, where nobody listens."""
+    """Fail where no scheduler listens, because Dask's own client may wait for ever; it speaks first."""
     address = urlsplit(scheduler)
     if address.scheme not in ("tcp", "tls") or not address.hostname or not address.port:
         raise ValueError(scheduler)
-    socket.create_connection((address.hostname, address.port), timeout=CONNECT_SECONDS).close()
+    with socket.create_connection((address.hostname, address.port), timeout=CONNECT_SECONDS) as caller:
+        if address.scheme == "tcp" and not caller.recv(1):
+            raise ValueError(scheduler)
 
 
 def _client(address: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from kvtuner_core.domain.study import Candidate
+from kvtuner_core.domain.study import Candidate, CandidateOrigin
 from kvtuner_core.figures.style import BLUE, TEAL, axis, empty_figure, floored, layout, log_floor, short
 from kvtuner_core.tuning.front import calibration_kl, dominated_share, pareto_front
 
@@ -47,8 +47,9 @@ class ProgressInfo:
 
 
 def progress_info(candidates: Sequence[Candidate]) -> ProgressInfo:
-    """The numbers of the searched candidates so far."""
-    ordered = sorted(candidates, key=lambda candidate: candidate.order)
+    """The numbers of the searched candidates so far; baselines among them are left out."""
+    searched = (candidate for candidate in candidates if candidate.origin is CandidateOrigin.SEARCH)
+    ordered = sorted(searched, key=lambda candidate: candidate.order)
     front: list[tuple[float, float]] = []
     volumes: list[float] = []
     for candidate in ordered:

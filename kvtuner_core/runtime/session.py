@@ -167,7 +167,7 @@ class Session:
         suffix = prepared.batch.suffix_ids.shape[1]
         replayed = prepared.reference.logits[:suffix]
         kl = float(divergence(reference, replayed).kl.mean())
-        if not kl <= _SELF_CHECK_KL[self.loaded.dtype]:
+        if not kl <= _SELF_CHECK_KL.get(self.loaded.dtype, _SELF_CHECK_KL[torch.float32]):
             raise ModelError(
                 f"Replaying {type(self.loaded.model).__name__} in full precision differs from its own forward pass "
                 f"(KL {kl:.2g}), so it cannot be measured. Use another model."

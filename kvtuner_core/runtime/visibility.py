@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from kvtuner_core.domain.memory import stored_tokens
+from kvtuner_core.domain.memory import packed_until, stored_tokens
 from kvtuner_core.domain.scheme import QuantScheme
 
 
@@ -83,18 +83,14 @@ class Layout:
             suffix: Tokens scored.
             window: The layer's sliding window, or ``None``.
         """
-        unit = scheme.flush_tokens
-        held = stored_tokens(scheme, prefix, window)
-        exact_from = prefix - held.window
-        visible_from = exact_from - (held.packed - held.stale)
-        history = [(query, stored_tokens(scheme, query, window)) for query in range(prefix, prefix + suffix)]
-        packed_ends = [query - stored.window for query, stored in history if stored.packed]
-        first_group = exact_from if window is None else max(0, prefix - scheme.residual_length) // unit * unit
-        boundary_from = max(first_group, scheme.sink_length if window is None else 0)
-        boundary_to = max(boundary_from, *packed_ends, 0)
-        sinks = Span(start=0, stop=held.sinks, slot=0)
-        packed = Span(start=visible_from, stop=exact_from, slot=sinks.tokens)
-        exact = Span(start=exact_from, stop=prefix + suffix, slot=packed.slot + packed.tokens)
+        history = [_Read.of(scheme, query, window) for query in range(prefix, prefix + suffix)]
+        first = history[0]
+        anchor = scheme.sink_length if window is None else 0
+        boundary_from = max(anchor, packed_until(scheme, prefix, sinks=min(prefix, anchor)))
+        boundary_to = max(boundary_from, *(read.exact_from for read in history if read.packed_from < read.exact_from), 0)
+        sinks = Span(start=0, stop=first.sinks, slot=0)
+        packed = Span(start=first.packed_from, stop=first.exact_from, slot=sinks.tokens)
+        exact = Span(start=first.exact_from, stop=prefix + suffix, slot=packed.slot + packed.tokens)
         boundary = Span(start=boundary_from, stop=boundary_to, slot=exact.slot + exact.tokens)
         return cls(
             scheme=scheme,
@@ -103,7 +99,7 @@ class Layout:
             window=window,
             sinks=sinks,
             packed=packed,
-            packed_from=visible_from - held.stale,
+            packed_from=first.group_from,
             exact=exact,
             boundary=boundary,
         )
@@ -119,10 +115,36 @@ class Layout:
         rows = np.zeros((self.suffix, self.slots), dtype=bool)
         for row in range(self.suffix):
             query = self.prefix + row
-            held = stored_tokens(self.scheme, query, self.window)
-            exact_from = query - held.window
-            packed_from = exact_from - (held.packed - held.stale)
-            reads_packed = quantised & (packed_from <= positions) & (positions < exact_from)
-            reads_exact = ~quantised & ((positions < held.sinks) | (exact_from <= positions)) & (positions <= query)
+            read = _Read.of(self.scheme, query, self.window)
+            reads_packed = quantised & (read.packed_from <= positions) & (positions < read.exact_from)
+            reads_exact = ~quantised & ((positions < read.sinks) | (read.exact_from <= positions)) & (positions <= query)
             rows[row] = reads_packed | reads_exact
         return torch.from_numpy(rows).to(device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Read:
+    """What the query at a position reads of the tokens before it.
+
+    Attributes:
+        sinks: First tokens, exact.
+        group_from: First token of the oldest group that is held packed.
+        packed_from: First visible quantised token.
+        exact_from: First visible token of the exact window.
+    """
+
+    sinks: int
+    group_from: int
+    packed_from: int
+    exact_from: int
+
+    @classmethod
+    def of(cls, scheme: QuantScheme, query: int, window: int | None) -> "_Read":
+        held = stored_tokens(scheme, query, window)
+        end = query - held.window
+        start = end - held.packed
+        if not held.packed:
+            # What a sliding window no longer shows then lies at the front of the exact tokens.
+            end = start = start + held.stale
+            return cls(sinks=held.sinks, group_from=start, packed_from=start, exact_from=end)
+        return cls(sinks=held.sinks, group_from=start, packed_from=start + held.stale, exact_from=end)

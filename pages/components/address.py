@@ -49,7 +49,7 @@ def choose(
     return str(chosen)
 
 
-def switch(label: str, options: Mapping[str, str], *, name: str, page: str, help: str | None = None) -> str:
+def switch(label: str, options: Mapping[str, str], *, name: str, page: str, visible: bool = True) -> str:
     """Offer a few values side by side, the first by default; the choice is the address parameter ``name``."""
     key = f"{page}-{name}"
     wanted = parameter(name)
@@ -60,7 +60,7 @@ def switch(label: str, options: Mapping[str, str], *, name: str, page: str, help
         format_func=lambda value: options.get(value, value),
         key=key,
         required=True,
-        help=help,
+        label_visibility="visible" if visible else "collapsed",
         on_change=_keep,
         args=(name, key),
     )

@@ -62,6 +62,15 @@ def show(
         table(rows, key=f"{key}-table")
 
 
+def mark_limit(figure: Any, limit: float, text: str) -> None:
+    """Shade what lies right of a limit on the horizontal axis."""
+    right = max(limit, figure.layout.xaxis.range[1]) if figure.layout.xaxis.range else limit + 1
+    figure.add_vrect(x0=limit, x1=right, fillcolor="#8a929c", opacity=0.12, line_width=0, layer="below")
+    figure.add_annotation(
+        x=limit, y=1, yref="paper", text=text, showarrow=False, xanchor="left", yanchor="top", font={"size": 12}
+    )
+
+
 def table(rows: Rows, *, key: str) -> None:
     """A table that can be sorted, searched and copied."""
     st.dataframe(list(rows), hide_index=True, key=key)

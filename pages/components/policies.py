@@ -55,14 +55,13 @@ def numbers(candidate: Candidate, result: SearchResult, *, batch: int, context: 
         "Policy": name(candidate),
         "Effective bits": round(candidate.effective_bits, 3),
         "Nominal bits": round(candidate.nominal_bits, 3),
-        "KL, nats per token": float(f"{score.kl.mean:.4g}"),
-        "KL, 95% low": float(f"{score.kl.low:.4g}"),
-        "KL, 95% high": float(f"{score.kl.high:.4g}"),
+        "KL (nats/token)": float(f"{score.kl.mean:.4g}"),
+        "95% interval": f"{nats(score.kl.low)} to {nats(score.kl.high)}",
         "KL, calibration": float(f"{candidate.calibration.kl.mean:.4g}"),
-        "Same top token, %": round(100 * score.top1_agreement, 2),
-        "NLL change, nats per token": float(f"{score.nll_change:.3g}"),
-        "Cache, GiB": float(f"{size:.4g}"),
-        "Share of 16 bits, %": round(100 * size / full, 1),
+        "Same top token (%)": round(100 * score.top1_agreement, 2),
+        "NLL change (nats/token)": float(f"{score.nll_change:.3g}"),
+        "Cache (GiB)": float(f"{size:.4g}"),
+        "Of 16 bits (%)": round(100 * size / full, 1),
     }
 
 
@@ -97,8 +96,8 @@ def headline(candidate: Candidate, result: SearchResult, *, batch: int, context:
         charts.fact(
             "Same top token",
             share(score.top1_agreement),
-            f"NLL change: {score.nll_change:+.3g} nats per token",
-            help="Share of tokens whose most likely next token is unchanged.",
+            f"NLL change: {score.nll_change:+.3g} nats",
+            help="Tokens whose most likely next token is unchanged. NLL change: of the text, nats per token.",
         )
     with second[1]:
         charts.fact(
@@ -107,6 +106,26 @@ def headline(candidate: Candidate, result: SearchResult, *, batch: int, context:
             f"{100 * size / full:.0f}% of {gib(full)} at 16 bits",
             help=f"Batch {batch}, {context:,} tokens of each, windows and sinks included.",
         )
+
+
+def against_uniform(picked: Candidate, result: SearchResult, budget: picking.Budget) -> str:
+    """The picked policy beside the best uniform one within the same budget, in one sentence."""
+    uniform = [item for item in result.baselines if _fits(item, result, budget)]
+    if not uniform:
+        return "No uniform policy that was measured fits this budget."
+    best = min(uniform, key=lambda item: item.kl.mean)
+    label = f"{name(best)} ({best.effective_bits:.2f} bits)"
+    if best.kl.mean <= picked.kl.mean:
+        return f"Uniform does as well here: {label} has KL {nats(best.kl.mean)}."
+    less = 1 - picked.kl.mean / best.kl.mean
+    return f"KL is {100 * less:.0f}% below the best uniform policy that fits: {label}, {nats(best.kl.mean)}."
+
+
+def _fits(candidate: Candidate, result: SearchResult, budget: picking.Budget) -> bool:
+    if budget.max_bits is not None and candidate.effective_bits > budget.max_bits:
+        return False
+    size = picking.candidate_gib(result, candidate, batch=budget.batch, context=budget.context)
+    return budget.max_gib is None or size <= budget.max_gib
 
 
 def rows(candidates: Iterable[Candidate], result: SearchResult, *, batch: int, context: int) -> list[Mapping[str, Any]]:

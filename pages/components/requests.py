@@ -267,6 +267,13 @@ def search_spec() -> SearchSpec:
 def show_cost(plan: Plan) -> None:
     """What the work will cost, and how much of it is there already."""
     known = f"{plan.known:,} of them are there already" if plan.known else "none of them is there yet"
-    model = "" if plan.model_known else ", plus loading the model once"
-    text = f"Up to {count(plan.total, 'measurement')}; {known}. Takes {duration(plan.seconds)}{model}."
-    st.markdown(plain(text), width="stretch")
+    left = plan.total - plan.known
+    time = (
+        f"It takes {duration(plan.seconds)}."
+        if plan.seconds is not None
+        else "The first run will tell how long it takes."
+    )
+    if left == 0:
+        time = "Nothing is left to measure."
+    model = "" if plan.model_known else " The model is loaded first."
+    st.markdown(plain(f"Up to {count(plan.total, 'measurement')}; {known}. {time}{model}"), width="stretch")

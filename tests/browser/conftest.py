@@ -1,5 +1,6 @@
 """A server of its own and a real Chromium for every browser test."""
 
+import json
 import os
 import shutil
 import socket
@@ -12,9 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from kvtuner_core.domain.runs import RunKind, RunRecord, RunStatus
+from kvtuner_core.store import Store, to_json
 from tests.browser.screen import Screen
+from tests.fakes.models import save_tiny
+from tests.fakes.studies import search_result
 
 ROOT = Path(__file__).parents[2]
+STUDY = "5eed5eed"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -80,10 +86,32 @@ class Server:
             self.process.wait()
 
 
+def seed(home: Path) -> None:
+    """A tiny model, prompts of a few words, and a finished search."""
+    save_tiny(home / "tiny", "llama")
+    lines = [json.dumps({"text": f"{index} little bottles of green tea stand on the wall. " * 6}) for index in range(8)]
+    (home / "calibration.jsonl").write_text("\n".join(lines[:4]), encoding="utf-8")
+    (home / "evaluation.jsonl").write_text("\n".join(lines[4:]), encoding="utf-8")
+    result = search_result(run=STUDY)
+    record = RunRecord(
+        id=STUDY,
+        kind=RunKind.SEARCH,
+        status=RunStatus.DONE,
+        title="Search on a synthetic model",
+        spec=to_json(result.spec),
+        created="2026-11-20T09:30:00+00:00",
+        finished="2026-11-20T09:34:00+00:00",
+    )
+    with Store.open(home / "kvtuner.duckdb") as store:
+        store.add_run(record)
+        store.put_result(STUDY, to_json(result))
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[Server]:
     del chromium
     running = Server(tmp_path_factory.mktemp("home"))
+    seed(running.home)
     running.start()
     yield running
     running.stop()

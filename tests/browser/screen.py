@@ -4,7 +4,7 @@ from urllib.parse import urlencode, urlsplit
 
 from playwright.sync_api import Page, expect
 
-WAIT = 45_000
+WAIT = 90_000
 
 
 class Screen:
@@ -42,8 +42,10 @@ class Screen:
 
     def _note(self, message: object) -> None:
         kind, text = getattr(message, "type", ""), getattr(message, "text", "")
-        if kind == "error":
-            self.problems.append(f"console: {text}")
+        place = getattr(message, "location", {}).get("url", "")
+        # Below a page's address Streamlit first looks for its server in the wrong folder.
+        if kind == "error" and "/_stcore/" not in place:
+            self.problems.append(f"console: {text} {place}")
 
     def _leaves(self, url: str) -> None:
         parts = urlsplit(url)

@@ -14,7 +14,7 @@ from tests.compute.runners import scripted
 from tests.compute.test_dask_compute import started
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def elsewhere():
     """A running scheduler with two workers, as an operator would have one."""
     cluster = start_cluster((Gpu(id="", name="a"), Gpu(id="", name="b")))
@@ -71,10 +71,11 @@ def test_a_task_whose_home_dies_goes_to_another_worker(elsewhere, tmp_path):
     compute.close()
 
 
-def test_a_scheduler_that_ends_is_one_clear_error(elsewhere, tmp_path):
-    compute = started(tmp_path, scheduler=elsewhere.scheduler_address)
+def test_a_scheduler_that_ends_is_one_clear_error(tmp_path):
+    cluster = start_cluster(())
+    compute = started(tmp_path, scheduler=cluster.scheduler_address)
     compute.run(scripted("go"))
-    closer = threading.Timer(0.3, elsewhere.close)
+    closer = threading.Timer(0.3, cluster.close)
     closer.start()
     with pytest.raises(ComputeError, match="connection to the workers was lost"):
         compute.run(scripted("slow 0.2", tokens=100))
@@ -105,9 +106,8 @@ def test_a_scheduler_without_workers_says_how_to_start_one(tmp_path, monkeypatch
     from distributed import Scheduler, SpecCluster
 
     monkeypatch.setattr(connection, "CONNECT_SECONDS", 1)
-    with SpecCluster(
-        workers={}, scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard": False}}
-    ) as empty:
+    options = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    with SpecCluster(workers={}, scheduler={"cls": Scheduler, "options": options}) as empty:
         compute = started(tmp_path, scheduler=empty.scheduler_address)
-        with pytest.raises(ComputeError, match="has no workers. Start one with: dask worker"):
+        with pytest.raises(ComputeError, match=r"has no workers\. Start one with: dask worker"):
             compute.run(scripted("go"))

@@ -80,7 +80,7 @@ def tiny_model(family: str, *, seed: int = 0, sharpness: float = 3.0, **changes:
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2:
                 parameter.normal_(0.0, parameter.shape[-1] ** -0.5)
-                if "q_proj" in name or "k_proj" in name:
+                if any(part in name for part in ("q_proj", "k_proj", "query_key_value")):
                     parameter.mul_(sharpness)
             elif name.endswith("bias"):
                 parameter.normal_(0.0, 0.3)
@@ -89,11 +89,11 @@ def tiny_model(family: str, *, seed: int = 0, sharpness: float = 3.0, **changes:
 
 
 def biased_model(*, seed: int = 0, size: float = 30.0) -> tf.PreTrainedModel:
-    """A Qwen2 model whose keys have a few channels with large biases, as the real family has."""
+    """A Qwen2 model whose slowly rotating key channels have large biases, as the real family has."""
     model = tiny_model("qwen2", seed=seed)
     with torch.no_grad():
         for layer in model.model.layers:
-            layer.self_attn.k_proj.bias[::7] += size
+            layer.self_attn.k_proj.bias[7::8] += size
     return model
 
 

@@ -7,7 +7,6 @@ policy is about the sum of its layers' effects, with noise over the prompts.
 import hashlib
 import math
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -24,12 +23,11 @@ from kvtuner_core.domain.study import (
     Candidate,
     CandidateOrigin,
     SearchResult,
-    SearchSpace,
     SearchSpec,
     SweepResult,
     SweepSpec,
 )
-from kvtuner_core.tuning import baselines, build_space, hypervolume, pareto_front
+from kvtuner_core.tuning import NsgaSearch, baselines, build_space, hypervolume, pareto_front
 
 _KEY_ERROR = {16: 0.0, 8: 0.006, 4: 0.09, 3: 0.2, 2: 0.55}
 _VALUE_ERROR = {16: 0.0, 8: 0.005, 4: 0.075, 3: 0.17, 2: 0.36}
@@ -181,40 +179,15 @@ def evaluated(item: Candidate, *, info: ModelInfo) -> Candidate:
     return replace(item, evaluation=SyntheticScorer(info, prompts=12, suffix_tokens=32, seed=1).score(item.policy))
 
 
-def _choices(space: SearchSpace, evaluations: int, seed: int) -> Iterator[tuple[int, ...]]:
-    """Distinct choices of a pair per group: a coarse walk from wide to narrow, then random ones."""
-    rng = np.random.default_rng(seed)
-    sizes = [len(group.pairs) for group in space.groups]
-    available = math.prod(sizes)
-    seen: set[tuple[int, ...]] = set()
-    while len(seen) < min(evaluations, available):
-        level = rng.random()
-        near = [min(size - 1, max(0, round(level * (size - 1) + 0.6 * rng.standard_normal()))) for size in sizes]
-        choice = tuple(int(n) for n in near) if len(seen) % 4 else tuple(int(rng.integers(size)) for size in sizes)
-        if choice not in seen:
-            seen.add(choice)
-            yield choice
-
-
-def space_policy(space: SearchSpace, choice: tuple[int, ...], scheme: QuantScheme) -> KVPolicy:
-    """The policy in which each group takes the pair of its index."""
-    pairs = {
-        layer: group.pairs[index] for group, index in zip(space.groups, choice, strict=True) for layer in group.layers
-    }
-    return KVPolicy.from_pairs((pairs[layer] for layer in sorted(pairs)), scheme=scheme)
-
-
 @lru_cache(maxsize=8)
 def search_result(
     *, layers: int = 30, evaluations: int = 120, seed: int = 0, run: str = "synthetic", shipped: bool = False
 ) -> SearchResult:
-    """A finished search with its front evaluated and its baselines."""
+    """A finished search by the real algorithm, its front evaluated, with its baselines."""
     swept = sweep_result(layers=layers, seed=seed)
     info, scheme = swept.model, swept.spec.scheme
-    searched = tuple(
-        candidate(space_policy(swept.space, choice, scheme), info=info, order=order)
-        for order, choice in enumerate(_choices(swept.space, evaluations, seed))
-    )
+    search = NsgaSearch(swept.space, scheme, info.layers, evaluations=evaluations, population=40, seed=seed)
+    searched = tuple(search.candidates(SyntheticScorer(info)))
     front = tuple(evaluated(item, info=info) for item in pareto_front(searched))
     return SearchResult(
         run=run,

@@ -11,15 +11,17 @@ def _errors(app) -> list[str]:
     return [element.value for element in app.error]
 
 
+@pytest.mark.usefixtures("home")
 @pytest.mark.parametrize("name", NAMES)
-def test_an_empty_store_says_what_to_do_next(home, open_page, name):
+def test_an_empty_store_says_what_to_do_next(open_page, name):
     app = open_page(name)
     assert not _errors(app)
     assert app.title
 
 
+@pytest.mark.usefixtures("demo")
 @pytest.mark.parametrize("name", NAMES)
-def test_every_page_works_on_the_demo_study(demo, open_page, name):
+def test_every_page_works_on_the_demo_study(open_page, name):
     app = open_page(name)
     assert not _errors(app)
     assert not app.warning
@@ -35,16 +37,20 @@ def test_a_failed_run_says_why_in_one_line(store, open_page, name):
     assert any(button.label == "Resume" for button in app.button)
 
 
+@pytest.mark.usefixtures("demo")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("value", ["../../etc/passwd", "<script>alert(1)</script>", "x" * 5000, "NaN", ""])
-def test_a_spoilt_address_never_breaks_a_page(demo, open_page, name, value):
-    spoilt = dict.fromkeys(("run", "policy", "metric", "layer", "bits", "gib", "unit", "seen", "batch", "context"), value)
+def test_a_spoilt_address_never_breaks_a_page(open_page, name, value):
+    spoilt = dict.fromkeys(
+        ("run", "policy", "metric", "layer", "bits", "gib", "unit", "seen", "batch", "context"), value
+    )
     app = open_page(name, **spoilt, kind=value, source=value, pair=value)
     assert not app.exception
     assert all("unexpected" not in element.value for element in app.error)
 
 
-def test_a_page_of_its_own_hands_over_to_the_frame(demo, open_page):
+@pytest.mark.usefixtures("demo")
+def test_a_page_of_its_own_hands_over_to_the_frame(open_page):
     app = open_page("runs")
     assert app.title[0].value == "Runs"
 

@@ -18,7 +18,8 @@ def test_a_run_is_deleted_only_after_a_second_click(store, open_page):
     assert not results.list_runs(store)
 
 
-def test_the_demo_study_cannot_be_deleted(demo, open_page):
+@pytest.mark.usefixtures("demo")
+def test_the_demo_study_cannot_be_deleted(open_page):
     assert not any(button.label == "Delete the run" for button in open_page("runs").button)
 
 

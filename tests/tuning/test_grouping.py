@@ -86,7 +86,7 @@ def test_kept_pairs_of_another_model_are_refused():
         group_layers(_profiles(CALM, CALM), (pairs("KV8"),), GroupingOptions())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     st.lists(st.tuples(*[st.floats(0, 1)] * 3), min_size=1, max_size=12),
     st.sampled_from(NoiseRule),

@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+from kvtuner_core.services.picking import Budget, pick
 from pages.components import policies
 from tests.fakes.studies import search_result
 
@@ -19,6 +22,17 @@ def test_the_table_states_memory_against_16_bits():
     result = search_result()
     offered = policies.offered(result)
     rows = policies.rows([offered["K16V16"], offered["K4V4"]], result, batch=2, context=1024)
-    assert rows[0]["Share of 16 bits, %"] == 100
-    assert 25 < rows[1]["Share of 16 bits, %"] < 35
-    assert rows[0]["Cache, GiB"] > rows[1]["Cache, GiB"]
+    assert rows[0]["Of 16 bits (%)"] == 100
+    assert 25 < rows[1]["Of 16 bits (%)"] < 35
+    assert rows[0]["Cache (GiB)"] > rows[1]["Cache (GiB)"]
+
+
+def test_the_picked_policy_is_held_against_the_best_uniform_one():
+    result = search_result()
+    picked = pick(result, Budget(max_bits=4.5))
+    assert "%" in policies.against_uniform(picked, result, Budget(max_bits=4.5))
+    assert policies.against_uniform(picked, result, Budget(max_bits=1.0)).startswith("No uniform policy")
+    full = next(item for item in result.baselines if item.policy.is_full)
+    assert policies.against_uniform(picked, replace(result, baselines=(full,)), Budget(max_bits=16)).startswith(
+        "Uniform"
+    )

@@ -1,0 +1,32 @@
+"""Error against effect, and their rank correlation."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from kvtuner_core.figures import correlation_info, effect_figure, effect_info
+from tests.fakes.studies import sweep_result
+from tests.figures.builders import axis_titles
+
+SWEEP = sweep_result(layers=6)
+
+
+def test_each_layer_is_a_point_and_a_row():
+    info = effect_info(SWEEP)
+    rows = info.rows()
+    assert len(rows) == 6
+    assert rows[2]["KL, sum over pairs (nats per token)"] == pytest.approx(
+        sum(profile.kl for profile in SWEEP.profiles if profile.layer == 2)
+    )
+    figure = effect_figure(info, dark=True)
+    assert [cell[0] for cell in figure.data[0].customdata] == list(range(6))
+    assert all("relative" in title or "nats per token" in title for title in axis_titles(figure))
+    json.loads(figure.to_json())
+
+
+def test_the_correlation_is_text_even_where_it_is_undefined():
+    assert float(correlation_info(SWEEP)) == pytest.approx(effect_info(SWEEP).correlation.layers, abs=0.01)
+    flat = replace(SWEEP, profiles=tuple(replace(profile, kl=0.0) for profile in SWEEP.profiles))
+    assert correlation_info(flat) == "n/a"
+    json.loads(effect_figure(effect_info(flat)).to_json())

@@ -1,0 +1,126 @@
+"""Random decode-attention cases and their float64 answer, for the reference, the twin and the GPU kernel."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.decode_attention.op import PackedSide, Recent, Visible, pack_keys, pack_values
+
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 4e-3}
+"""Largest relative error (norms) of an output of each dtype; as in kernels/README.md."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What a case looks like."""
+
+    k_bits: int = 4
+    v_bits: int = 4
+    channel: bool = False
+    head_dim: int = 128
+    kv_heads: int = 2
+    group: int = 4
+    queries: int = 1
+    tokens: int = 200
+    recent: int = 3
+    batch: int = 2
+    sliding: int | None = None
+    key_scale: float = 1.0
+    value_scale: float = 1.0
+    dtype: torch.dtype = torch.float16
+
+    @property
+    def name(self) -> str:
+        """A readable test id."""
+        kind = "channel" if self.channel else "token"
+        return (
+            f"K{self.k_bits}V{self.v_bits}-{kind}-d{self.head_dim}-g{self.group}-q{self.queries}-t{self.tokens}"
+            f"-r{self.recent}-{self.value_scale:g}-{str(self.dtype)[6:]}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Case:
+    """The arguments of one call, and what float64 says it returns."""
+
+    query: Tensor
+    keys: PackedSide
+    values: PackedSide
+    visible: Visible
+    recent: Recent | None
+    expected: Tensor
+
+
+def side(shape: Shape, bits: int, size: float, *, channel: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Codes, scale, offset and the float64 values they stand for."""
+    padded = -(-shape.tokens // 32) * 32 if channel else shape.tokens
+    codes = torch.randint(0, 2**bits, (shape.batch, shape.kv_heads, padded, shape.head_dim), dtype=torch.uint8)
+    extent = (padded // 32, shape.head_dim) if channel else (padded,)
+    scale = ((2 + 3 * torch.rand(shape.batch, shape.kv_heads, *extent)) / 2**bits * size).half()
+    offset = (-(1.5 + torch.rand(scale.shape)) * size).half()
+    if channel:
+        factor, added = (x.double().repeat_interleave(32, dim=2) for x in (scale, offset))
+    else:
+        factor, added = scale.double()[..., None], offset.double()[..., None]
+    return codes, scale, offset, codes.double() * factor + added
+
+
+def make(shape: Shape, seed: int = 0) -> Case:
+    """A case on the CPU."""
+    torch.manual_seed(seed)
+    kc, ks, ko, k = side(shape, shape.k_bits, shape.key_scale, channel=shape.channel)
+    vc, vs, vo, v = side(shape, shape.v_bits, shape.value_scale, channel=False)
+    k, missing = k[:, :, : shape.tokens], -shape.tokens % 32 if shape.channel else 0
+    if missing:
+        pad = (0, 0, 0, missing)
+        vc = torch.nn.functional.pad(vc, pad)
+        vs, vo = (torch.nn.functional.pad(x, (0, missing)) for x in (vs, vo))
+    last = torch.randint(shape.tokens // 2, shape.tokens + 1, (shape.batch,), dtype=torch.int32)
+    last[0] = shape.tokens
+    first = torch.randint(0, max(1, shape.tokens // 3), (shape.batch, 1), dtype=torch.int32).repeat(1, shape.queries)
+    first[0] = 0
+    if shape.sliding is not None:
+        first = (last[:, None] - shape.sliding + torch.arange(shape.queries, dtype=torch.int32)).clamp_min(0)
+    at = torch.arange(shape.tokens)
+    mask = (at >= first[..., None]) & (at < last[:, None, None])
+    query = torch.randn(shape.batch, shape.kv_heads * shape.group, shape.queries, shape.head_dim).to(shape.dtype)
+    recent = None
+    if shape.recent:
+        size = (shape.batch, shape.kv_heads, shape.recent, shape.head_dim)
+        rk = (torch.randn(size) * shape.key_scale).to(shape.dtype)
+        rv = (torch.randn(size) * shape.value_scale).to(shape.dtype)
+        seen = torch.rand(shape.batch, shape.queries, shape.recent) > 0.3
+        recent = Recent(keys=rk, values=rv, mask=seen)
+        k, v = torch.cat((k, rk.double()), dim=2), torch.cat((v, rv.double()), dim=2)
+        mask = torch.cat((mask, seen), dim=2)
+    grouped = query.double().reshape(shape.batch, shape.kv_heads, shape.group * shape.queries, shape.head_dim)
+    scores = grouped @ k.transpose(2, 3) * shape.head_dim**-0.5
+    seen = mask[:, None, None].expand(-1, -1, shape.group, -1, -1).flatten(2, 3)
+    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num(0.0)
+    return Case(
+        query=query,
+        keys=pack_keys(kc, ks, ko, bits=shape.k_bits),
+        values=pack_values(vc, vs, vo, bits=shape.v_bits),
+        visible=Visible(first=first.to(torch.int32), last=last),
+        recent=recent,
+        expected=(weights @ v).reshape(query.shape),
+    )
+
+
+def error(out: Tensor, expected: Tensor) -> float:
+    """Relative error by norms; NaN stays NaN."""
+    difference = (out.detach().cpu().double() - expected).norm()
+    size = expected.norm()
+    return (difference / size if size > 0 else difference).item()
+
+
+SMALL = (
+    Shape(k_bits=8, v_bits=4, head_dim=64, tokens=100, group=3),
+    Shape(k_bits=4, v_bits=2, head_dim=64, tokens=63, queries=2),
+    Shape(k_bits=3, v_bits=8, head_dim=64, tokens=65, channel=True),
+    Shape(k_bits=2, v_bits=3, head_dim=64, tokens=40, group=1, sliding=17, queries=2),
+    Shape(k_bits=2, v_bits=2, head_dim=96, tokens=64, channel=True, recent=0),
+    Shape(k_bits=4, v_bits=4, head_dim=64, tokens=1, recent=1),
+)
+"""Shapes small enough for the interpreter."""

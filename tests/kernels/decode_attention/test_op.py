@@ -1,0 +1,48 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kernels.decode_attention.op import decode_attention, dequantize, pack_keys, pack_values
+from kernels.quantize import op as quantize_op
+from kernels.quantize import reference as quantize_reference
+from tests.kernels.decode_attention.cases import SMALL, TOLERANCE, Shape, error, make
+
+
+@pytest.mark.parametrize("shape", SMALL, ids=lambda shape: shape.name)
+def test_the_reference_agrees_with_float64(shape: Shape) -> None:
+    shape = replace(shape, dtype=torch.float32)
+    case = make(shape)
+    out = decode_attention(
+        case.query, case.keys, values=case.values, visible=case.visible, recent=case.recent, implementation="reference"
+    )
+    assert error(out, case.expected) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("granularity", ["token", "channel"])
+def test_keys_of_the_quantiser_fit(granularity: quantize_op.Granularity) -> None:
+    x = torch.randn(1, 2, 64, 64)
+    size = 64 if granularity == "token" else 32
+    packed = quantize_op.quantize(x, bits=4, granularity=granularity, group_size=size)
+    codes = quantize_reference.unpack(packed.codes, 4, 64).to(torch.uint8)
+    assert packed.offset is not None
+    scale = packed.scale.squeeze(-1) if granularity == "token" else packed.scale
+    offset = packed.offset.squeeze(-1) if granularity == "token" else packed.offset
+    keys = pack_keys(codes, scale, offset, bits=4)
+    assert torch.equal(dequantize(keys, keys=True), quantize_op.dequantize(packed, dtype=torch.float32))
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    codes, scale = torch.zeros(1, 1, 64, 64, dtype=torch.uint8), torch.zeros(1, 1, 64)
+    with pytest.raises(ValueError, match="bits must be 8, 4, 3 or 2; got 5"):
+        pack_keys(codes, scale, scale, bits=5)
+    with pytest.raises(ValueError, match="head_dim must be a multiple of 64 at 3 bits; got 96"):
+        pack_values(codes.new_zeros(1, 1, 64, 96), scale, scale, bits=3)
+    with pytest.raises(ValueError, match=r"scale and offset must be \[1, 1, 64\]"):
+        pack_values(codes, scale[..., :1], scale, bits=4)
+    case = make(Shape(head_dim=64, tokens=8))
+    with pytest.raises(ValueError, match="query heads must be a multiple"):
+        decode_attention(case.query[:, :3], case.keys, values=case.values, visible=case.visible)
+    with pytest.raises(ValueError, match="per-token scales"):
+        values = replace(case.values, granularity="channel")
+        decode_attention(case.query, case.keys, values=values, visible=case.visible)
