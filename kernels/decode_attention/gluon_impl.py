@@ -1,4 +1,5 @@
 # mypy: ignore-errors
+# ruff: noqa: B007, C901, N803, N806, PLR0912, PLR0913, PLR0915, PLR0917, RUF005, SIM108
 """The fast kernel: one warp a program, packed bytes as tensor-core operands.
 
 Per-token keys and all values take integer tensor cores (``m16n8k32``, u8 x s8 and u8 x u8): the
@@ -109,7 +110,7 @@ def _limbs(a, b):
 
 
 @gluon.jit
-def _four(x, a, b, S: gl.constexpr):
+def _four(a, b, S: gl.constexpr):
     """Halve the last axis of ``a`` and ``b`` into the four words of a lane, in order."""
     w0, w2 = gl.split(a)
     w1, w3 = gl.split(b)
@@ -134,7 +135,7 @@ def _lane_words(loaded, RUNS: gl.constexpr, L: gl.constexpr):
     out = ()
     for c in gl.static_range(RUNS):
         a, b = gl.split(loaded[c].reshape([8, 4, 2, 2]))
-        out = out + _four(loaded[c], a, b, L)
+        out = out + _four(a, b, L)
     return out
 
 
@@ -275,7 +276,7 @@ def _channel_words(loaded, FIRST: gl.constexpr, RUNS: gl.constexpr, T: gl.conste
     out = ()
     for c in gl.static_range(RUNS):
         a, b = gl.split(loaded[FIRST + c].reshape([4, 2, 2]))
-        four = _four(loaded[FIRST + c], a, b, T)
+        four = _four(a, b, T)
         for v in gl.static_range(4):
             out = out + (gl.full([8, 4], 0, gl.int32, layout=L) + four[v][None, :],)
     return out
@@ -379,7 +380,8 @@ def decode_kernel(
     # the first tile is on its way while the queries are prepared; an empty split reads a block that is there
     at = gl.maximum(gl.minimum(lo, hi - 1), 0)
     k_words = _load_words(p_k + at * K_BLOCK, K_RUNS, run)
-    k_scales = _load_scales(p_ks + at * KS_BLOCK, KS_RUNS, key_pairs)
+    if not CHANNEL:
+        k_scales = _load_scales(p_ks + at * KS_BLOCK, KS_RUNS, key_pairs)
     v_words = _load_words(p_v + at * V_BLOCK, V_RUNS, run)
     v_scales = _load_scales(p_vs + at * 64, 0, pairs)
 
@@ -392,7 +394,9 @@ def decode_kernel(
     total = zero
     for i in gl.static_range(W * 4):
         d = t[None, :] * 4 + (i // 4) * 16 + i % 4
-        q = gl.load(p_query + (head * rows + column[:, None]).to(gl.int64) * D + d, mask=column[:, None] < rows, other=0.0)
+        q = gl.load(
+            p_query + (head * rows + column[:, None]).to(gl.int64) * D + d, mask=column[:, None] < rows, other=0.0
+        )
         values = values + (q.to(gl.float32),)
         top = gl.maximum(top, gl.abs(values[i]))
         total = total + values[i]
@@ -420,6 +424,8 @@ def decode_kernel(
         following = gl.minimum(block + 1, hi - 1)
         words = _lane_words(k_words, K_RUNS, L)
         if CHANNEL:
+            # held over a whole turn, their registers would cost a third of the programs on a processor
+            k_scales = _load_scales(p_ks + block * KS_BLOCK, KS_RUNS, key_pairs)
             q0, bias0 = _fold(q_half, k_scales, 0, D, T, L)
             q1, bias1 = _fold(q_half, k_scales, 1, D, T, L)
             raw = _scores_half(words, 0, q0, q1, K_MAIN, D, L)
@@ -444,7 +450,8 @@ def decode_kernel(
                 ks, ko = _pair(key_pair[u])
                 x = x + (y * ks[:, None] + ko[:, None] * bias[None, :],)
         k_words = _load_words(p_k + following * K_BLOCK, K_RUNS, run)
-        k_scales = _load_scales(p_ks + following * KS_BLOCK, KS_RUNS, key_pairs)
+        if not CHANNEL:
+            k_scales = _load_scales(p_ks + following * KS_BLOCK, KS_RUNS, key_pairs)
         if (block * 64 < highest) | (block * 64 + 64 > last):
             masked = ()
             for u in gl.static_range(8):

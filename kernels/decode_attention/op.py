@@ -9,7 +9,17 @@ from torch import Tensor
 from kernels.decode_attention import reference
 from kernels.decode_attention.reference import BLOCK, CHANNEL_GROUP
 
-__all__ = ["BLOCK", "CHANNEL_GROUP", "PackedSide", "Recent", "Visible", "decode_attention", "pack_keys", "pack_values"]
+__all__ = [
+    "BLOCK",
+    "CHANNEL_GROUP",
+    "PackedSide",
+    "Recent",
+    "Visible",
+    "decode_attention",
+    "dequantize",
+    "pack_keys",
+    "pack_values",
+]
 
 Implementation = Literal["auto", "reference", "triton"]
 
@@ -109,7 +119,7 @@ def pack_values(codes: Tensor, scale: Tensor, offset: Tensor, *, bits: int) -> P
     )
 
 
-def decode_attention(  # noqa: PLR0913 - the operands of one attention step
+def decode_attention(
     query: Tensor,
     keys: PackedSide,
     *,
@@ -143,7 +153,7 @@ def decode_attention(  # noqa: PLR0913 - the operands of one attention step
         from kernels.decode_attention import triton_impl
 
         return triton_impl.decode_attention(query, keys, values, visible, recent, factor)
-    return _reference(query, keys, values, visible, recent, factor)
+    return _reference(query, keys, values, visible, recent, scale=factor)
 
 
 def dequantize(side: PackedSide, *, keys: bool) -> Tensor:
@@ -159,7 +169,7 @@ def dequantize(side: PackedSide, *, keys: bool) -> Tensor:
 
 
 def _reference(
-    query: Tensor, keys: PackedSide, values: PackedSide, visible: Visible, recent: Recent | None, scale: float
+    query: Tensor, keys: PackedSide, values: PackedSide, visible: Visible, recent: Recent | None, *, scale: float
 ) -> Tensor:
     k, v = dequantize(keys, keys=True), dequantize(values, keys=False)
     at = torch.arange(k.shape[2], device=query.device)

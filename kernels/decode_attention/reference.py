@@ -163,8 +163,10 @@ def _codes(words: Tensor, bits: int) -> Tensor:
     b, h, blocks, _ = words.shape
     lanes = words.reshape(b, h, blocks, -1, 32, 4).transpose(3, 4).reshape(b, h, blocks, 32, -1, 1)
     shifts = torch.arange(8 // bits, device=words.device, dtype=torch.uint8) * bits
-    return (lanes.contiguous().view(torch.uint8).unsqueeze(-1) >> shifts) & (2**bits - 1)
+    codes: Tensor = lanes.contiguous().view(torch.uint8).unsqueeze(-1) >> shifts
+    return codes & (2**bits - 1)
 
 
 def _split(words: Tensor, bits: int, head_dim: int) -> tuple[Tensor, ...]:
-    return words.split([2 * head_dim * width for width, _ in planes(bits)], dim=-1)
+    ends = torch.tensor([2 * head_dim * width for width, _ in planes(bits)]).cumsum(0)[:-1]
+    return torch.tensor_split(words, ends.tolist(), dim=-1)

@@ -1,4 +1,5 @@
 # mypy: ignore-errors
+# ruff: noqa: N803, N806, PLR0913, PLR0917, PLR0915
 """Attention over packed keys and values on a GPU: split over the tokens, then merged with the recent ones.
 
 Two kernels. The first leaves, for each split, the unnormalised output and (peak, sum) of the softmax
@@ -6,12 +7,19 @@ in powers of two; the second merges splits by log-sum-exp and adds the recent to
 `gluon_impl` on a GPU, and a plain twin with the same bytes in and out elsewhere (the interpreter).
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton.language.extra.cuda import gdc_wait
 
-_PROGRAMS_PER_PROCESSOR = 12
+if TYPE_CHECKING:
+    from kernels.decode_attention.op import PackedSide, Recent, Visible
+
 _MIN_BLOCKS = 2
 _LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -183,7 +191,9 @@ def merge_kernel(
         at = head * splits + s
         part_peak = tl.load(p_stats + at * 2 * rows + row, mask=m_s, other=-1e38)
         part_norm = tl.load(p_stats + (at * 2 + 1) * rows + row, mask=m_s, other=0.0)
-        part = tl.load(p_part + (at * rows + row)[:, None] * D + d[None, :], mask=m_s[:, None] & m_d[None, :], other=0.0)
+        part = tl.load(
+            p_part + (at * rows + row)[:, None] * D + d[None, :], mask=m_s[:, None] & m_d[None, :], other=0.0
+        )
         new_peak = tl.maximum(peak, tl.max(part_peak, axis=0))
         weight = tl.exp2(part_peak - new_peak)
         old = tl.exp2(peak - new_peak)
@@ -194,14 +204,24 @@ def merge_kernel(
     tl.store(p_out + (head * rows + row) * D + d, out, mask=m_d)
 
 
-def split_plan(heads: int, tiles: int, blocks: int, processors: int) -> tuple[int, int]:
-    """Splits and blocks a split: enough programs to fill the GPU once, at least two blocks in each."""
-    wanted = max(1, min(_PROGRAMS_PER_PROCESSOR * processors // max(1, heads * tiles), -(-blocks // _MIN_BLOCKS)))
+def launch_plan(keys: PackedSide, values: PackedSide) -> tuple[int, int | None]:
+    """Programs that fit on a processor at once, by the registers of the variant, and a cap on them if one pays."""
+    bits = keys.bits + values.bits
+    if keys.granularity == "channel":
+        return (12, 168) if bits <= 4 and keys.head_dim <= 128 else (8, None)
+    return (12, None) if bits < 12 and keys.head_dim <= 128 else (8, None)
+
+
+def split_plan(heads: int, blocks: int, programs: int) -> tuple[int, int]:
+    """Splits and blocks a split: as many as ``programs`` running at once, at least two blocks in each."""
+    wanted = max(1, min(programs // max(1, heads), -(-blocks // _MIN_BLOCKS)))
     per_split = max(1, -(-blocks // wanted))
     return max(1, -(-blocks // per_split)), per_split
 
 
-def decode_attention(query, keys, values, visible, recent, scale):
+def decode_attention(
+    query: Tensor, keys: PackedSide, values: PackedSide, visible: Visible, recent: Recent | None, scale: float
+) -> Tensor:
     """See `kernels.decode_attention.op.decode_attention`."""
     batch, heads, count, dim = query.shape
     kv_heads, blocks = keys.words.shape[1:3]
@@ -210,7 +230,8 @@ def decode_attention(query, keys, values, visible, recent, scale):
     fast = query.is_cuda
     tiles = -(-rows // 4) if fast else rows
     processors = torch.cuda.get_device_properties(query.device).multi_processor_count if fast else 1
-    splits, per_split = split_plan(batch * kv_heads, tiles, blocks, processors)
+    resident, registers = launch_plan(keys, values)
+    splits, per_split = split_plan(batch * kv_heads * tiles, blocks, resident * processors)
     part = torch.empty(batch * kv_heads, splits, rows, dim, dtype=torch.float32, device=query.device)
     stats = torch.empty(batch * kv_heads, splits, 2, rows, dtype=torch.float32, device=query.device)
     out = torch.empty_like(query)
@@ -223,7 +244,7 @@ def decode_attention(query, keys, values, visible, recent, scale):
     if fast:
         from kernels.decode_attention.gluon_impl import decode_kernel
 
-        kernel, options = decode_kernel, {"EARLY": early, "num_warps": 1}
+        kernel, options = decode_kernel, {"EARLY": early, "num_warps": 1, "maxnreg": registers}
         scales = [x.view(torch.int32) for x in scales]
     kernel[(splits, batch * kv_heads, tiles)](
         query,
@@ -251,7 +272,17 @@ def decode_attention(query, keys, values, visible, recent, scale):
     return out
 
 
-def _merge(query, part, stats, recent, out, *, scale, kv_heads, early):
+def _merge(
+    query: Tensor,
+    part: Tensor,
+    stats: Tensor,
+    recent: Recent | None,
+    out: Tensor,
+    *,
+    scale: float,
+    kv_heads: int,
+    early: bool,
+) -> None:
     heads, splits, rows, dim = part.shape
     k, v, mask, count = query, query, query, 0
     if recent is not None:
@@ -279,6 +310,6 @@ def _merge(query, part, stats, recent, out, *, scale, kv_heads, early):
         SPLITS=min(32, triton.next_power_of_2(splits)),
         TOKENS=32,
         WAIT=early,
-        num_warps=4,
+        num_warps=1,
         **launch,
     )

@@ -119,19 +119,17 @@ def _pad(codes: Tensor, unit: int) -> Tensor:
 
 
 def _pack_planes(codes: Tensor, bits: int) -> Tensor:
-    planes = codes.reshape(*codes.shape[:-1], 8 // bits, codes.shape[-1] * bits // 8)
-    packed = planes[..., 0, :].clone(memory_format=torch.contiguous_format)
-    for index in range(1, 8 // bits):
-        packed.bitwise_or_(planes[..., index, :] << (index * bits))
+    # From the plane in the highest bits down: each shift makes room for the next one.
+    last, *planes = reversed(codes.chunk(8 // bits, dim=-1))
+    packed = last.clone(memory_format=torch.contiguous_format)
+    for plane in planes:
+        packed.bitwise_left_shift_(bits).bitwise_or_(plane)
     return packed
 
 
 def _unpack_planes(rows: Tensor, bits: int) -> Tensor:
-    planes = 8 // bits
-    codes = torch.empty((*rows.shape[:-1], planes, rows.shape[-1]), dtype=torch.uint8, device=rows.device)
-    for index in range(planes):
-        codes[..., index, :] = (rows >> (index * bits)) & (2**bits - 1)
-    return codes.flatten(-2)
+    mask = 2**bits - 1
+    return torch.cat([(rows >> shift).bitwise_and_(mask) for shift in range(0, 8, bits)], dim=-1)
 
 
 def _group_dim(granularity: Granularity) -> int:

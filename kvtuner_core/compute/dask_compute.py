@@ -158,10 +158,12 @@ class DaskCompute:
         return reply
 
     def _drop(self, connection: Connection) -> None:
+        """Let a broken connection go, so that the next task makes a new one."""
         with self._lock:
-            if self._connection is connection:
-                self._connection = None
-                self._homes.clear()
+            if self._connection is not connection:
+                return
+            self._connection = None
+            self._homes.clear()
         connection.close()
 
 

@@ -10,12 +10,13 @@ from transformers import DynamicCache, PreTrainedModel
 from kvtuner_core.domain.model import LayerGeometry
 from kvtuner_core.errors import ComputeError, ModelError
 from kvtuner_core.runtime.bank import LayerHistory
-from kvtuner_core.runtime.loading import LoadedModel
+from kvtuner_core.runtime.interception import decoder_of
+from kvtuner_core.runtime.loading import LoadedModel, filled_layers
 from kvtuner_core.runtime.prompts import CutPrompt
 from kvtuner_core.runtime.provenance import device_memory
 from kvtuner_core.runtime.replay import Batch, Part
 
-_CHUNK_TOKENS = 4096
+_CHUNK_TOKENS = {"cpu": 1024, "cuda": 8192}
 _SUFFIX_TOKENS = {"cpu": 512, "cuda": 4096}
 _LOGITS_BYTES = 1 << 30
 
@@ -80,20 +81,34 @@ def own_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def _read(model: PreTrainedModel, ids: Tensor, layers: Sequence[LayerGeometry]) -> tuple[LayerHistory, ...]:
-    """Exact keys and values of every cached layer for ``ids`` ``[R, P]``.
+    """Exact keys and values of every cached layer for ``ids`` ``[R, P]``, some rows at a time."""
+    step = max(1, _CHUNK_TOKENS.get(ids.device.type, 1024) // ids.shape[1])
+    pieces = [_read_rows(model, rows, layers) for rows in torch.split(ids, step)]
+    if len(pieces) == 1:
+        return pieces[0]
+    return tuple(
+        LayerHistory(
+            keys=torch.cat([history.keys for history in same]), values=torch.cat([history.values for history in same])
+        )
+        for same in zip(*pieces, strict=True)
+    )
 
-    A plain cache is used, which forgets nothing: the models' masks still keep sliding layers to
-    their window, and groups per channel may begin before it.
+
+def _read_rows(model: PreTrainedModel, ids: Tensor, layers: Sequence[LayerGeometry]) -> tuple[LayerHistory, ...]:
+    """A plain cache is filled, which forgets nothing.
+
+    The models' masks still keep sliding layers to their window, and groups per channel may begin
+    before it.
     """
-    decoder = model.get_decoder()
+    decoder = decoder_of(model)
     cache = DynamicCache()
     rows, prefix = ids.shape
-    step = max(1, _CHUNK_TOKENS // rows)
+    step = max(1, _CHUNK_TOKENS.get(ids.device.type, 1024) // rows)
     for start in range(0, prefix, step):
         stop = min(prefix, start + step)
         positions = torch.arange(start, stop, device=ids.device)[None].expand(rows, -1)
         decoder(input_ids=ids[:, start:stop], position_ids=positions, past_key_values=cache, use_cache=True)
-    filled = [layer for layer in cache.layers if getattr(layer, "is_initialized", False)]
+    filled = filled_layers(cache)
     if len(filled) != len(layers):
         raise ModelError(f"{type(model).__name__} filled {len(filled)} of {len(layers)} cache layers.")
-    return tuple(LayerHistory(keys=layer.keys, values=layer.values) for layer in filled)
+    return tuple(LayerHistory(keys=keys, values=values) for keys, values in filled)

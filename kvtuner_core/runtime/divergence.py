@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kvtuner_core.domain.metrics import Interval
 
-_CHUNK_VALUES = 1 << 20
+_CHUNK_VALUES = 1 << 18
 _RESAMPLES = 2000
 _LARGEST_EXPONENT = 40.0
 
@@ -18,20 +18,23 @@ class Reference:
     """Full-precision predictions to compare with.
 
     Attributes:
-        logits: ``[N, V]`` in the model's dtype; log-probabilities if they are float32.
+        logits: ``[N, V]``, log-probabilities where ``normalised``.
         best: ``[N]``, most likely token.
         labels: ``[N]``, the text's next token, or -1.
+        normalised: Whether the logits are log-probabilities; 16-bit ones are kept as they came.
     """
 
     logits: Tensor
     best: Tensor
     labels: Tensor
+    normalised: bool
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor) -> "Reference":
         """Keep ``logits`` ``[N, V]``; ``labels`` ``[N]`` are the text's next tokens, or -1."""
-        kept = logits.log_softmax(-1) if logits.dtype == torch.float32 else logits.clone()
-        return cls(logits=kept, best=logits.argmax(-1), labels=labels)
+        normalised = logits.dtype.itemsize >= 4
+        kept = logits.log_softmax(-1) if normalised else logits.clone()
+        return cls(logits=kept, best=logits.argmax(-1), labels=labels, normalised=normalised)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,34 +63,41 @@ def divergence(reference: Reference, logits: Tensor) -> Divergence:
         logits: Those that read the quantised history.
     """
     rows = max(1, _CHUNK_VALUES // logits.shape[-1]) if logits.device.type == "cpu" else 256
-    kl, agrees, change = [], [], []
-    for start in range(0, logits.shape[0], rows):
-        part = slice(start, start + rows)
-        full = reference.logits[part]
-        log_p = full if full.dtype == torch.float32 else full.float().log_softmax(-1)
-        quantised = logits[part]
-        best = reference.best[part, None]
-        agrees.append(quantised.gather(-1, best).squeeze(-1) >= quantised.amax(-1))
-        log_q = quantised.float().log_softmax(-1)
-        labels = reference.labels[part]
-        index = labels.clamp(min=0)[:, None]
-        moved = (log_p.gather(-1, index) - log_q.gather(-1, index)).squeeze(-1)
-        change.append(torch.where(labels < 0, torch.nan, moved))
-        kl.append(_kl(log_p, log_q))
+    parts = [slice(start, start + rows) for start in range(0, logits.shape[0], rows)]
+    # The processor's cache holds a chunk and these two; new tensors for each step would cost more than the sums.
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    scratch = torch.empty((2, rows, logits.shape[-1]), dtype=exact, device=logits.device)
+    found = [_compare(reference, logits[part], part, scratch) for part in parts]
+    kl, agrees, change = (torch.cat(column) for column in zip(*found, strict=True))
     return Divergence(
-        kl=torch.cat(kl).double().cpu().numpy(),
-        agrees=torch.cat(agrees).cpu().numpy(),
-        nll_change=torch.cat(change).double().cpu().numpy(),
+        kl=kl.double().cpu().numpy(), agrees=agrees.cpu().numpy(), nll_change=change.double().cpu().numpy()
     )
 
 
-def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    difference = log_p - log_q
-    p = log_p.exp()
+def _compare(reference: Reference, logits: Tensor, part: slice, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """KL, agreement and change of the label's likelihood of some rows."""
+    first, second = scratch[:, : logits.shape[0]]
+    log_p = reference.logits[part]
+    if not reference.normalised:
+        log_p = log_p.to(scratch.dtype).log_softmax(-1)
+    highest = logits.amax(-1, keepdim=True)
+    agrees = logits.gather(-1, reference.best[part, None]) >= highest
+    torch.sub(logits, highest, out=first)
+    log_sum = torch.exp(first, out=second).sum(-1, keepdim=True).log_().add_(highest)
+    labels = reference.labels[part, None]
+    index = labels.clamp(min=0)
+    change = log_p.gather(-1, index) - (logits.gather(-1, index) - log_sum)
+    difference = torch.sub(log_p, logits, out=first).add_(log_sum)
+    kl = _kl(log_p, difference, second)
+    return kl, agrees.squeeze(-1), torch.where(labels < 0, torch.nan, change).squeeze(-1)
+
+
+def _kl(log_p: Tensor, difference: Tensor, scratch: Tensor) -> Tensor:
     # Beyond this exp overflows; such predictions are so far apart that the plain sum is exact enough.
     if bool(difference.amin() < -_LARGEST_EXPONENT):
-        return difference.mul_(p).sum(-1).clamp_(min=0)
-    return torch.expm1(-difference).add_(difference).mul_(p).sum(-1)
+        return difference.mul_(log_p.exp()).sum(-1).clamp_(min=0)
+    terms = torch.neg(difference, out=scratch).expm1_().add_(difference)
+    return terms.mul_(torch.exp(log_p, out=difference)).sum(-1)
 
 
 def bootstrap(means: np.ndarray, tokens: np.ndarray, *, seed: int) -> Interval:

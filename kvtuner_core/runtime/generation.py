@@ -13,10 +13,10 @@ from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.ports import Emit
 from kvtuner_core.domain.precision import FULL_PAIR
 from kvtuner_core.domain.scheme import QuantScheme
-from kvtuner_core.domain.tasks import Generation, GenerateTask, TokenEvent
+from kvtuner_core.domain.tasks import GenerateTask, Generation, TokenEvent
 from kvtuner_core.errors import InputError
 from kvtuner_core.runtime.cache import QuantizedKVCache, build_cache
-from kvtuner_core.runtime.loading import LoadedModel
+from kvtuner_core.runtime.loading import LoadedModel, filled_layers
 from kvtuner_core.runtime.provenance import device_name
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -157,10 +157,11 @@ class _Detokeniser:
             self.pieces[-1] += after[len(before) :]
 
     def _decode(self, start: int, stop: int) -> str:
-        text: str = self.tokenizer.decode(
-            self._tokens[start:stop], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        return str(
+            self.tokenizer.decode(
+                self._tokens[start:stop], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
         )
-        return text
 
 
 def _end_tokens(loaded: LoadedModel) -> frozenset[int]:
@@ -177,8 +178,7 @@ def _end_tokens(loaded: LoadedModel) -> frozenset[int]:
 def _measured_bytes(cache: Cache) -> int:
     if isinstance(cache, QuantizedKVCache):
         return cache.measured_bytes()
-    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values) if tensor is not None]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.numel() * tensor.element_size() for pair in filled_layers(cache) for tensor in pair)
 
 
 def _full_bytes(loaded: LoadedModel, tokens: int) -> int:

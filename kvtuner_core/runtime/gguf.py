@@ -51,10 +51,15 @@ def gguf_config(path: Path, cache_dir: Path) -> PretrainedConfig:
     target = _target(path, cache_dir)
     for folder in (target, target.with_suffix(".config")):
         if (folder / "config.json").is_file():
-            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            return _known(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
     config = _reading(path, lambda: AutoConfig.from_pretrained(path.parent, gguf_file=path.name))
     _write(target.with_suffix(".config"), config.save_pretrained)
-    return config
+    return _known(config)
+
+
+def _known(config: Any) -> PretrainedConfig:
+    assert_type: PretrainedConfig = config
+    return assert_type
 
 
 def _target(path: Path, cache_dir: Path) -> Path:
@@ -90,9 +95,7 @@ def _check_disk(path: Path, folder: Path) -> None:
 
 def _convert(path: Path, folder: Path) -> None:
     dtype = torch.float32 if path.stat().st_size <= _WHOLE else torch.bfloat16
-    model = _reading(
-        path, lambda: AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)
-    )
+    model = _reading(path, lambda: AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype))
     tokenizer = _reading(path, lambda: AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name))
     # What is loaded is dequantised already; transformers refuses to save it while it is marked as quantised.
     model.hf_quantizer = None
@@ -118,14 +121,11 @@ def _no_progress_bar() -> Iterator[None]:
     from transformers import modeling_gguf_pytorch_utils as module
 
     original = getattr(module, "tqdm", None)
-    if original is None:
-        yield
-        return
-    module.tqdm = lambda items, **_: items
+    setattr(module, "tqdm", lambda items, **_: items)  # noqa: B010
     try:
         yield
     finally:
-        module.tqdm = original
+        setattr(module, "tqdm", original)  # noqa: B010
 
 
 def _write(target: Path, write: Callable[[Path], object]) -> None:

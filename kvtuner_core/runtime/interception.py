@@ -110,11 +110,17 @@ def is_plain(own: dict[str, Any]) -> bool:
     return all(own.get(name) is None for name in ("softcap", "s_aux", "position_bias", "head_mask"))
 
 
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """The text decoder without its head."""
+    decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    return decoder
+
+
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList | None:
     """The list of decoder layers, or ``None`` where the model keeps them in another way."""
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     lists = [
-        module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList) and len(module) == count
+        module for module in decoder_of(model).modules() if isinstance(module, nn.ModuleList) and len(module) == count
     ]
     return lists[0] if len(lists) == 1 else None
 
@@ -146,7 +152,7 @@ def skipped_layers(layers: nn.ModuleList | None, count: int, output: Any) -> Ite
         return
     chosen = list(layers)[:count]
     for index, layer in enumerate(chosen):
-        layer.forward = _constant(output) if index == count - 1 else _identity  # type: ignore[assignment]
+        layer.forward = _constant(output) if index == count - 1 else _identity
     try:
         yield
     finally:

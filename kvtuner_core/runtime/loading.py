@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    Cache,
     DynamicCache,
     PretrainedConfig,
     PreTrainedModel,
@@ -25,7 +27,7 @@ from kvtuner_core.runtime.geometry import describe_config, layer_geometry, model
 from kvtuner_core.runtime.gguf import converted_folder, gguf_config
 from kvtuner_core.runtime.references import ReferenceKind, ResolvedReference, bundled_model_path, resolve_reference
 
-__all__ = ["LoadedModel", "bundled_model_path", "choose_device", "describe", "load", "quiet"]
+__all__ = ["LoadedModel", "bundled_model_path", "choose_device", "describe", "filled_layers", "load", "quiet"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -104,14 +106,20 @@ def quiet() -> Iterator[None]:
     """Keep transformers' warnings and progress bars off the terminal, and restore both."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def filled_layers(cache: Cache) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values ``[B, H_kv, T, D]`` of every layer of a plain cache that holds some."""
+    pairs = ((getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers)
+    return [(keys, values) for keys, values in pairs if keys is not None and values is not None]
 
 
 def _check_kernels_package() -> None:
@@ -136,7 +144,10 @@ def _read_config(resolved: ResolvedReference, cache_dir: Path) -> PretrainedConf
     if resolved.kind is ReferenceKind.GGUF and resolved.path is not None:
         return gguf_config(resolved.path, cache_dir)
     with _reading(resolved):
-        return AutoConfig.from_pretrained(str(resolved.path or resolved.reference), trust_remote_code=False)
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            str(resolved.path or resolved.reference), trust_remote_code=False
+        )
+    return config
 
 
 def _read_model(
@@ -147,7 +158,9 @@ def _read_model(
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, trust_remote_code=False, **placed
         )
-    return model.eval().requires_grad_(False)
+    model.eval()  # type: ignore[no-untyped-call]
+    model.requires_grad_(False)
+    return model
 
 
 def _read_tokenizer(resolved: ResolvedReference, source: str) -> PreTrainedTokenizerBase:
@@ -179,7 +192,7 @@ def _check_cache(model: PreTrainedModel, layers: tuple[LayerGeometry, ...]) -> N
     ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
     with torch.inference_mode():
         model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    found = [(layer.keys, layer.values) for layer in cache.layers if getattr(layer, "is_initialized", False)]
+    found = filled_layers(cache)
     if len(found) != len(layers):
         raise ModelError(
             f"{type(model).__name__} filled the cache of {len(found)} layers where its config promises {len(layers)}."

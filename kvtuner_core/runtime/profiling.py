@@ -20,7 +20,7 @@ from kvtuner_core.runtime.interception import weighted_attention
 from kvtuner_core.runtime.replay import Banked, Captured
 from kvtuner_core.runtime.session import Session
 
-_FUSED_ROWS = 400
+_FUSED_ROWS = 300
 
 
 def profile_layer(session: Session, layer: int, pairs: Sequence[PrecisionPair]) -> tuple[ErrorProfile, ...]:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from kvtuner_core.domain.policy import LayerPrecision
 from kvtuner_core.runtime.bank import Bank, LayerHistory, Side
+from kvtuner_core.runtime.head import Head, final_states
 from kvtuner_core.runtime.interception import (
     attention_implementation,
     decoder_layers,
@@ -159,18 +160,23 @@ class Replayer:
     Attributes:
         model: The model.
         layers: Its decoder layers where leading ones may be skipped, else ``None``.
+        head: Its last matrix, or ``None`` where the model must compute its logits itself.
     """
 
     model: PreTrainedModel
     layers: nn.ModuleList | None
+    head: Head | None
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Replayer":
         """Prepare for a model."""
-        return cls(model=model, layers=decoder_layers(model))
+        return cls(model=model, layers=decoder_layers(model), head=Head.of(model))
 
     def record(self, batch: Batch, banked: Sequence[Banked]) -> tuple[Tensor, list[Any], dict[int, Captured]]:
-        """Run in full precision; give logits ``[R * S, V]``, each layer's output, each layer's inputs."""
+        """Run in full precision; give logits ``[R * S, V]``, each layer's output, each layer's inputs.
+
+        Logits, here and below, are valid until the next run.
+        """
         full = (LayerPrecision(),) * len(batch.parts[0].history)
         captured: dict[int, Captured] = {}
         attention = self._attention(batch, banked, [full])
@@ -219,11 +225,11 @@ class Replayer:
 
     def _logits(self, batch: Batch, attention: SuffixAttention, copies: int) -> Tensor:
         with intercepted(self.model, attention):
-            logits: Tensor = self.model(
-                input_ids=batch.suffix_ids.repeat(copies, 1),
-                position_ids=batch.positions.repeat(copies, 1),
-                use_cache=False,
-            ).logits
+            ids, positions = batch.suffix_ids.repeat(copies, 1), batch.positions.repeat(copies, 1)
+            if self.head is not None:
+                states = final_states(self.model, input_ids=ids, position_ids=positions)
+                return self.head.logits(states.flatten(0, 1))
+            logits: Tensor = self.model(input_ids=ids, position_ids=positions, use_cache=False).logits
         return logits.flatten(0, 1)
 
 

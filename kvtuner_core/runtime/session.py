@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from kvtuner_core.domain.memory import cache_bytes, check_layers
 from kvtuner_core.domain.metrics import PolicyScore
@@ -110,9 +109,7 @@ class Session:
             nll_change=float(np.nanmean(change)),
             kl_per_prompt=tuple(float(mean) for mean in means),
             tokens_per_prompt=tuple(int(count) for count in tokens),
-            cache_bytes=cache_bytes(
-                policy, self.layers, tokens=longest, full_bytes=self.loaded.dtype.itemsize
-            ),
+            cache_bytes=cache_bytes(policy, self.layers, tokens=longest, full_bytes=self.loaded.dtype.itemsize),
             seconds=time.perf_counter() - started,
         )
 
@@ -121,9 +118,7 @@ class Session:
         results: list[dict[int, Divergence]] = [{} for _ in policies]
         with torch.inference_mode():
             for prepared in self.prepared:
-                logits = self._replayer.logits(
-                    prepared.batch, prepared.banked, policies, outputs=prepared.outputs
-                )
+                logits = self._replayer.logits(prepared.batch, prepared.banked, policies, outputs=prepared.outputs)
                 for result, own in zip(results, logits.chunk(len(policies)), strict=True):
                     result.update(_by_prompt(prepared.batch.prompts, divergence(prepared.reference, own)))
         return results
@@ -142,17 +137,17 @@ class Session:
             banked.append(Banked(part=part, bank=bank, masks=tuple(masks[window] for window in windows)))
         logits, outputs, captured = self._replayer.record(batch, banked)
         reference = Reference.of(logits, batch.labels)
-        if outputs and not self._can_skip(batch, banked, logits, outputs):
+        if outputs and not self._can_skip(batch, banked, reference, outputs):
             outputs = []
         return Prepared(batch=batch, banked=banked, reference=reference, outputs=outputs, captured=captured)
 
-    def _can_skip(self, batch: Batch, banked: list[Banked], logits: Tensor, outputs: list[object]) -> bool:
+    def _can_skip(self, batch: Batch, banked: list[Banked], reference: Reference, outputs: list[object]) -> bool:
         """Whether starting at the middle layer gives the very same logits."""
         if len(outputs) != len(self.layers) or any(output is None for output in outputs):
             return False
         full = (LayerPrecision(),) * len(self.layers)
         again = self._replayer.from_layer(batch, banked, [full], start=len(outputs) // 2, outputs=outputs)
-        return bool(torch.equal(again, logits))
+        return bool(torch.equal(Reference.of(again, batch.labels).logits, reference.logits))
 
     def _check(self, prepared: Prepared) -> None:
         """Compare the replay in full precision with the model's own forward pass."""

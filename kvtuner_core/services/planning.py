@@ -124,7 +124,8 @@ def _known_profiles(measurements: Measurements, spec: SweepSpec) -> int:
 
 
 def _known_scores(measurements: Measurements, policies: Iterable[KVPolicy]) -> int:
-    return measurements.store.count_scores(measurements.identity.score(policy).key for policy in policies)
+    # One by one: a uniform policy may be on the front, too, and counts as two units of progress.
+    return sum(measurements.known_score(policy) is not None for policy in policies)
 
 
 def _replay(measurements: Measurements, spec: SearchSpec, first: Plan) -> tuple[int, list[Candidate]]:

@@ -118,6 +118,7 @@ def delete_run(ws: Workspace, run: str) -> None:
         raise InputError("The demo study ships with the project and cannot be deleted; got run 'demo'.")
     if find_run(ws, run).status.is_live:
         raise InputError(f"A run must not be at work when it is deleted; got {run!r}. Cancel it first.")
+    ws.store.delete_run(sweep_part(run))
     ws.store.delete_run(run)
 
 
@@ -137,8 +138,8 @@ def candidates_csv(result: SearchResult) -> str:
         *_layer_names(result.sweep.model),
     )  # fmt: skip
     front = {candidate.policy: candidate for candidate in result.front}
-    rows = []
-    for candidate in (*result.baselines, *result.candidates):
+    rows = [_candidate_row(candidate, False) for candidate in result.baselines]
+    for candidate in result.candidates:
         rows.append(_candidate_row(front.get(candidate.policy, candidate), candidate.policy in front))
     return _csv(header, rows)
 

@@ -35,7 +35,7 @@ def choose(
     if wanted and wanted not in options:
         st.warning(f"{plain(label)} {plain(wanted)!r} from the address is not there; showing another one.")
     fallback = default if default in options else next(iter(options))
-    st.session_state[key] = wanted if wanted in options else fallback
+    _hold(key, wanted if wanted in options else fallback)
     chosen = st.selectbox(
         label,
         list(options),
@@ -53,7 +53,7 @@ def switch(label: str, options: Mapping[str, str], *, name: str, page: str, visi
     """Offer a few values side by side, the first by default; the choice is the address parameter ``name``."""
     key = f"{page}-{name}"
     wanted = parameter(name)
-    st.session_state[key] = wanted if wanted in options else next(iter(options))
+    _hold(key, wanted if wanted in options else next(iter(options)))
     chosen = st.segmented_control(
         label,
         list(options),
@@ -73,7 +73,7 @@ def choose_many(
     """Offer a list of which up to ``most`` values are chosen; they are the address parameter ``name``."""
     key = f"{page}-{name}"
     named = st.query_params.get_all(name) if name in st.query_params else list(default)
-    st.session_state[key] = [value for value in dict.fromkeys(named) if value in options][:most]
+    _hold(key, [value for value in dict.fromkeys(named) if value in options][:most])
     chosen = st.multiselect(
         label,
         list(options),
@@ -101,7 +101,7 @@ def slide(
     """
     key = f"{page}-{name}"
     low, high, step = bounds
-    st.session_state[key] = min(high, max(low, _number(parameter(name), value)))
+    _hold(key, min(high, max(low, _number(parameter(name), value))))
     return float(
         st.slider(label, low, high, step=step, format=unit or None, key=key, on_change=_keep, args=(name, key))
     )
@@ -111,7 +111,7 @@ def whole(label: str, bounds: tuple[int, int], *, name: str, page: str, value: i
     """Offer a whole number that is the address parameter ``name``, held within its bounds."""
     key = f"{page}-{name}"
     low, high = bounds
-    st.session_state[key] = int(min(high, max(low, _number(parameter(name), value))))
+    _hold(key, int(min(high, max(low, _number(parameter(name), value)))))
     return int(st.number_input(label, low, high, step=step, key=key, on_change=_keep, args=(name, key)))
 
 
@@ -129,6 +129,12 @@ def put(name: str, value: str | Sequence[str]) -> None:
         st.query_params[name] = value if isinstance(value, str) else list(value)
     elif name in st.query_params:
         del st.query_params[name]
+
+
+def _hold(key: str, value: object) -> None:
+    # A value that is set again, even to itself, would take back what a person is just changing.
+    if st.session_state.get(key) != value:
+        st.session_state[key] = value
 
 
 def _keep(name: str, key: str) -> None:

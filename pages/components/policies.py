@@ -31,19 +31,19 @@ def offered(result: SearchResult) -> dict[str, Candidate]:
 
 
 def name(candidate: Candidate) -> str:
-    """A short readable name: the uniform pair, or the effective bits."""
-    pair = candidate.policy.uniform_pair
-    if pair is None:
-        return f"mixed, {candidate.effective_bits:.2f} bits"
-    return "full precision" if pair.is_full else f"uniform {pair.name}"
+    """A short name: the uniform pair, or the identity with the effective bits."""
+    if candidate.origin is CandidateOrigin.SEARCH:
+        return f"{identity(candidate)}, {candidate.effective_bits:.2f} bits"
+    return "full precision" if candidate.policy.is_full else f"uniform {candidate.policy.name}"
 
 
 def labels(result: SearchResult) -> dict[str, str]:
-    """One line for each offered policy."""
-    return {
-        key: f"{name(item)} · {item.effective_bits:.2f} bits · KL {nats(item.kl.mean)}"
-        for key, item in offered(result).items()
-    }
+    """One line for each offered policy, no two alike."""
+    lines = {}
+    for key, item in offered(result).items():
+        bits = "" if item.origin is CandidateOrigin.SEARCH else f" · {item.effective_bits:.2f} bits"
+        lines[key] = f"{name(item)}{bits} · KL {nats(item.kl.mean)}"
+    return lines
 
 
 def numbers(candidate: Candidate, result: SearchResult, *, batch: int, context: int) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def store(batch: int, length: int, k_bits: int, v_bits: int, scheme: str) -> tup
         shape = (batch, KV_HEADS, length // 32, DIM) if channel else (batch, KV_HEADS, length)
         scale = (3 + torch.rand(shape, device="cuda")) / (2**bits - 1)
         offset = -1.5 - torch.rand(shape, device="cuda")
-        pack = pack_values if len(sides) else pack_keys
+        pack = pack_values if sides else pack_keys
         sides.append(pack(codes, scale, offset, bits=bits))
     visible = Visible(
         first=torch.zeros(batch, 1, dtype=torch.int32, device="cuda"),
@@ -172,7 +172,9 @@ def measure(batch: int, length: int, copy: float) -> list[Row]:
     for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
         steps[backend.name, ""] = (_exact_step(query, pairs, backend), copies)
     times = interleaved(steps)
-    baseline = min((b.name for b in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION)), key=lambda b: times[b, ""])
+    baseline = min(
+        (b.name for b in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION)), key=lambda b: times[b, ""]
+    )
     bf16 = times[baseline, ""]
     perfect = exact_bytes / copy / 1e6
     return [

@@ -195,3 +195,15 @@ def test_the_workers_end_when_it_is_closed(tmp_path):
     compute.close()
     assert wait_until(lambda: not is_alive(worker.pid))
     assert (tmp_path / "closed").exists()
+
+
+def test_a_task_under_way_when_it_is_closed_ends_with_one_clear_error(tmp_path):
+    compute = started(tmp_path)
+    begun = threading.Event()
+    closer = threading.Thread(target=lambda: (begun.wait(20), compute.close()))
+    closer.start()
+    with pytest.raises(ComputeError, match="connection to the workers was lost"):
+        compute.run(scripted("slow 0.1", tokens=1000), emit=lambda _: begun.set())
+    closer.join()
+    with pytest.raises(ComputeError, match="shut down"):
+        compute.run(scripted("go"))

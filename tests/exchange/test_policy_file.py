@@ -52,6 +52,15 @@ def test_the_published_schema_is_the_code():
     assert json.loads(SCHEMA_FILE.read_text(encoding="utf-8")) == json_schema()
 
 
+@pytest.mark.parametrize("heads", [False, True])
+def test_what_the_program_writes_is_valid_by_the_schema(heads):
+    jsonschema = pytest.importorskip("jsonschema")
+    validator = jsonschema.Draft202012Validator(json_schema())
+    data = json.loads(document_to_json(example(heads=heads)))
+    assert not list(validator.iter_errors(data))
+    assert list(validator.iter_errors(data | {"surprise": 1}))
+
+
 def _changed(path, value):
     data = json.loads(document_to_json(example(heads=True)))
     place = data

@@ -13,7 +13,8 @@ FILES = 10_000
 _VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 3, 4, 16, 17, 1024, 1025, 2**31, 2**63, 2**64, -(2**70), 10**40, 0.5, -0.0, 1e308,
     -1e308, 5e-324, float("nan"), float("inf"), "", "4", "K4V4", "\ud800", "\udfff\ud800", "\x00", "a\nb", "\u2028",
-    "é" * 50, "x" * 20_000, [], {}, [[]], [None], {"": {}}, {"layer": 0}, {"a\r\nb": 1}, "kvtuner-policy", "token", "channel",
+    "é" * 50, "x" * 20_000, [], {}, [[]], [None], {"": {}}, {"layer": 0}, {"a\r\nb": 1}, "kvtuner-policy",
+    "token", "channel",
 )  # fmt: skip
 
 

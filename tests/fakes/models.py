@@ -109,7 +109,11 @@ def tiny_tokenizer() -> tf.PreTrainedTokenizerFast:
     inner.decoder = decoders.ByteLevel()
     inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 257)])
     return tf.PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>", padding_side="left"
+        tokenizer_object=inner,
+        bos_token="<s>",  # noqa: S106
+        eos_token="</s>",  # noqa: S106
+        pad_token="<pad>",  # noqa: S106
+        padding_side="left",
     )
 
 

@@ -71,7 +71,9 @@ def decoded_logits(model, prompt, policy):
     cache = QuantizedKVCache(policy, model)
     with torch.inference_mode():
         model(torch.tensor([prompt.prefix]), past_key_values=cache, use_cache=True)
-        steps = [model(torch.tensor([[token]]), past_key_values=cache, use_cache=True).logits for token in prompt.suffix]
+        steps = [
+            model(torch.tensor([[token]]), past_key_values=cache, use_cache=True).logits for token in prompt.suffix
+        ]
     return torch.cat(steps, dim=1)[0]
 
 
@@ -105,9 +107,7 @@ def test_one_pass_equals_decoding_token_by_token(family, scheme):
 def test_bits_per_head_equal_decoding_token_by_token(family, scheme):
     model = tiny_model(family)
     session = Session(make_loaded(model), make_spec(scheme, texts=TEXTS[:1]))
-    assert_same_as_decoding(
-        model, session, mixed_policy(scheme, len(session.layers), heads=session.layers[0].kv_heads)
-    )
+    assert_same_as_decoding(model, session, mixed_policy(scheme, len(session.layers), heads=session.layers[0].kv_heads))
 
 
 @pytest.mark.parametrize("prefix", [8, 31, 64])

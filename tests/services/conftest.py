@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 
 from kvtuner_core.compute import InlineCompute
 from kvtuner_core.domain.model import ModelSpec
-from kvtuner_core.domain.study import SearchSpec, SweepSpec
+from kvtuner_core.domain.study import GroupingOptions, PruningOptions, SearchSpec, SweepSpec
 from kvtuner_core.jobs import JobQueue
 from kvtuner_core.services.workspace import Settings, Workspace
 from kvtuner_core.store import Store
@@ -27,13 +29,11 @@ def open_workspace(tmp_path, shared_compute):
     """Opens workspaces on one store file; the one before is closed first, as after a restart."""
     opened = []
 
-    def open_one(**changes):
+    def open_one(name="store", **changes):
         close_all()
-        settings = Settings(home=tmp_path, store_path=tmp_path / "store.duckdb", **changes)
+        settings = Settings(home=tmp_path, store_path=tmp_path / f"{name}.duckdb", **changes)
         store = Store.open(settings.store_path)
-        ws = Workspace(
-            settings=settings, store=store, compute=CountingCompute(shared_compute), queue=JobQueue(store)
-        )
+        ws = Workspace(settings=settings, store=store, compute=CountingCompute(shared_compute), queue=JobQueue(store))
         opened.append(ws)
         return ws
 
@@ -57,14 +57,6 @@ def sweep_spec(tiny):
 
 @pytest.fixture
 def search_spec(sweep_spec):
-    # More pairs than evaluations, so that NSGA-II is at work.
-    from dataclasses import replace
-
-    from kvtuner_core.domain.study import GroupingOptions, PruningOptions
-
-    free = replace(
-        sweep_spec, pruning=PruningOptions(enabled=False), grouping=GroupingOptions(enabled=False)
-    )
-    return SearchSpec(
-        sweep=free, evaluations=14, population=6, evaluation_limit=2, evaluation_suffix_tokens=8
-    )
+    # More policies than evaluations, so that NSGA-II is at work.
+    free = replace(sweep_spec, pruning=PruningOptions(enabled=False), grouping=GroupingOptions(enabled=False))
+    return SearchSpec(sweep=free, evaluations=14, population=6, evaluation_limit=2, evaluation_suffix_tokens=8)

@@ -1,4 +1,3 @@
-
 import pytest
 
 from kvtuner_core.domain.memory import cache_bytes

@@ -31,7 +31,9 @@ def test_the_shipped_sets_are_listed_with_origin_and_licence(ws):
 def test_no_item_and_no_book_is_in_both_sets_or_twice():
     calibration, evaluation = _sources("calibration"), _sources("evaluation")
     assert len({*calibration, *evaluation}) == len(calibration) + len(evaluation)
-    books = [{source.rpartition("-")[0] for source in side if "gutenberg" in source} for side in (calibration, evaluation)]
+    books = [
+        {source.rpartition("-")[0] for source in side if "gutenberg" in source} for side in (calibration, evaluation)
+    ]
     assert books[0]
     assert books[1]
     assert not books[0] & books[1]
@@ -64,15 +66,14 @@ def test_the_first_prompts_mix_mathematics_and_prose(ws, name):
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("name", ["calibration", "evaluation"])
-def test_every_text_is_long_enough_for_the_bundled_model(ws, name, tmp_path):
+def test_every_text_is_long_enough_for_the_bundled_model(ws):
     from transformers import AutoTokenizer
 
     from kvtuner_core.runtime.references import bundled_model_path
 
     path = bundled_model_path()
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    for prompt in resolve_prompts(ws, name).prompts:
+    for prompt in (*resolve_prompts(ws, "calibration").prompts, *resolve_prompts(ws, "evaluation").prompts):
         assert len(tokenizer(prompt.text).input_ids) >= 512 + (0 if prompt.completion else 128)
         if prompt.completion:
             assert len(tokenizer(prompt.completion).input_ids) >= 100

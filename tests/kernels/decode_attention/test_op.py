@@ -43,6 +43,6 @@ def test_what_does_not_fit_is_refused() -> None:
     case = make(Shape(head_dim=64, tokens=8))
     with pytest.raises(ValueError, match="query heads must be a multiple"):
         decode_attention(case.query[:, :3], case.keys, values=case.values, visible=case.visible)
+    values = replace(case.values, granularity="channel")
     with pytest.raises(ValueError, match="per-token scales"):
-        values = replace(case.values, granularity="channel")
         decode_attention(case.query, case.keys, values=values, visible=case.visible)

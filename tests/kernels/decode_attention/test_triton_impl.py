@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,12 @@ PAIRS = tuple(
     for (k, v), channel in itertools.product(itertools.product((8, 4, 3, 2), repeat=2), (False, True))
 )
 SHAPES = (
-    *(Shape(head_dim=d, k_bits=k, v_bits=v, channel=c, tokens=500) for d in (64, 96, 256) for k, v in ((8, 2), (4, 8), (2, 4)) for c in (False, True)),
+    *(
+        Shape(head_dim=d, k_bits=k, v_bits=v, channel=c, tokens=500)
+        for d in (64, 96, 256)
+        for k, v in ((8, 2), (4, 8), (2, 4))
+        for c in (False, True)
+    ),
     *(Shape(group=g, queries=q, tokens=150, channel=c) for g in (1, 2, 7, 16) for q in (1, 3) for c in (False, True)),
     *(Shape(tokens=t, channel=c) for t in (1, 31, 64, 65, 1000) for c in (False, True)),
     Shape(tokens=700, sliding=70, queries=4),
@@ -62,7 +68,7 @@ def run(case: Case) -> torch.Tensor:
 @gpu
 @pytest.mark.gpu
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("shape", (*cases.SMALL, *PAIRS, *SHAPES), ids=lambda shape: shape.name)
+@pytest.mark.parametrize("shape", [*cases.SMALL, *PAIRS, *SHAPES], ids=lambda shape: shape.name)
 def test_the_kernel_agrees_with_float64(shape: Shape) -> None:
     case = make(shape)
     assert error(run(case), case.expected) < TOLERANCE[shape.dtype]
@@ -89,6 +95,7 @@ def test_fifty_runs_are_equal(channel: bool) -> None:
     assert all(torch.equal(run(case), first) for _ in range(49))
 
 
+@pytest.mark.skipif(version("triton") < "3.7", reason="older interpreters fail on loop bounds with NumPy 2.5")
 def test_the_twin_agrees_in_the_interpreter() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "tests.kernels.decode_attention.interpreted"]

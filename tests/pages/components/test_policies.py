@@ -10,7 +10,9 @@ def test_every_offered_policy_has_its_own_name_in_the_address():
     offered = policies.offered(result)
     assert len(offered) == len(result.front) + len(result.baselines)
     assert offered["K4V4"].policy.name == "K4V4"
-    assert set(policies.labels(result)) == set(offered)
+    labels = policies.labels(result)
+    assert set(labels) == set(offered)
+    assert len(set(labels.values())) == len(labels)
 
 
 def test_full_precision_is_said_in_words():
