@@ -12,6 +12,7 @@ from pages.components.wording import plain
 PAGE = "tradeoffs"
 CLICKED = "front"
 MOST = 4
+BESIDE = "Beside it: choose here, or click points of the front"
 SEEN = {"evaluation": "Evaluation prompts", "calibration": "Calibration prompts"}
 UNITS = {"bits": "Effective bits", "gib": "GiB"}
 
@@ -20,7 +21,7 @@ UNITS = {"bits": "Effective bits", "gib": "GiB"}
 def clicked() -> None:
     """Put the clicked policy beside the others; a second click takes it away."""
     policy = charts.selected(CLICKED)
-    chosen = st.query_params.get_all("policy")
+    chosen = address.held("policy", page=PAGE)
     if policy in chosen:
         address.put("policy", [item for item in chosen if item != policy])
     elif policy:
@@ -51,13 +52,17 @@ def budget(result: SearchResult) -> Budget:
     return Budget(max_gib=size, batch=batch, context=context)
 
 
-def front(result: SearchResult, picked: Candidate, asked: Budget) -> None:
+def front(result: SearchResult, picked: Candidate, asked: Budget, others: tuple[str, ...]) -> None:
     """The front with baselines and intervals; a click puts a policy beside the picked one."""
     seen = address.switch("Measured on", SEEN, name="seen", page=PAGE, visible=False)
     info = figures.pareto_info(result, seen=seen)
     figure = figures.pareto_figure(info, dark=charts.is_dark(), picked=policies.identity(picked), height=400)
     if asked.max_bits is not None:
         charts.mark_limit(figure, asked.max_bits, " over the budget")
+    rings = [
+        (point.effective_bits, max(info.floor, point.kl(seen).mean)) for point in info.points if point.id in others
+    ]
+    charts.mark_points(figure, rings, "beside it")
     charts.show(
         figure,
         info.rows(),
@@ -67,13 +72,8 @@ def front(result: SearchResult, picked: Candidate, asked: Budget) -> None:
     )
 
 
-def beside(result: SearchResult, picked: Candidate, asked: Budget) -> None:
-    """The picked policy and up to four others, as strips of bits and as a table."""
-    offered = policies.offered(result)
-    chosen = address.choose_many(
-        "Beside it", policies.labels(result), name="policy", page=PAGE, default=("K4V4",), most=MOST
-    )
-    shown = [picked, *(offered[key] for key in chosen if offered[key] is not picked)]
+def beside(result: SearchResult, shown: list[Candidate], asked: Budget) -> None:
+    """Some policies as strips of bits and as a table."""
     strip = figures.strip_info([(policies.name(item), item.policy) for item in shown])
     charts.show(
         figures.strip_figure(strip, dark=charts.is_dark()),
@@ -87,6 +87,7 @@ def beside(result: SearchResult, picked: Candidate, asked: Budget) -> None:
 def show(result: SearchResult) -> None:
     """The trade-off of one search."""
     left, right = st.columns([3, 2], gap="large")
+    lower = st.container()
     with right:
         asked = budget(result)
         picked = pick(result, asked)
@@ -94,12 +95,17 @@ def show(result: SearchResult) -> None:
         policies.headline(picked, result, batch=asked.batch, context=asked.context)
         st.markdown(plain(policies.against_uniform(picked, result, asked)))
         policies.downloads(result, picked)
+    with lower:
+        labels = policies.labels(result)
+        others = address.choose_many(BESIDE, labels, name="policy", page=PAGE, default=("K4V4",), most=MOST)
     with left:
-        front(result, picked, asked)
-    beside(result, picked, asked)
-    with st.expander("Use the file in a program", icon=":material/code:"):
-        st.code(policies.SNIPPET, language="python")
-    stored.origin(result)
+        front(result, picked, asked, others)
+    with lower:
+        offered = policies.offered(result)
+        beside(result, [picked, *(offered[key] for key in others if offered[key] is not picked)], asked)
+        with st.expander("Use the file in a program", icon=":material/code:"):
+            st.code(policies.SNIPPET, language="python")
+        stored.origin(result)
 
 
 def main() -> None:

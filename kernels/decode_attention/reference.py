@@ -163,8 +163,8 @@ def _codes(words: Tensor, bits: int) -> Tensor:
     b, h, blocks, _ = words.shape
     lanes = words.reshape(b, h, blocks, -1, 32, 4).transpose(3, 4).reshape(b, h, blocks, 32, -1, 1)
     shifts = torch.arange(8 // bits, device=words.device, dtype=torch.uint8) * bits
-    codes: Tensor = lanes.contiguous().view(torch.uint8).unsqueeze(-1) >> shifts
-    return codes & (2**bits - 1)
+    codes = lanes.contiguous().view(torch.uint8).unsqueeze(-1)
+    return torch.bitwise_right_shift(codes, shifts).bitwise_and(2**bits - 1)
 
 
 def _split(words: Tensor, bits: int, head_dim: int) -> tuple[Tensor, ...]:

@@ -1,10 +1,20 @@
 # mypy: ignore-errors
-# ruff: noqa: N803, N806, PLR0913, PLR0917, PLR0915
+# ruff: noqa: B007, C901, N803, N806, PLR0912, PLR0913, PLR0915, PLR0917, RUF005, SIM108
 """Attention over packed keys and values on a GPU: split over the tokens, then merged with the recent ones.
 
 Two kernels. The first leaves, for each split, the unnormalised output and (peak, sum) of the softmax
 in powers of two; the second merges splits by log-sum-exp and adds the recent tokens. The first is
-`gluon_impl` on a GPU, and a plain twin with the same bytes in and out elsewhere (the interpreter).
+`decode_kernel` on a GPU, and a plain twin with the same bytes in and out elsewhere (the interpreter).
+
+`decode_kernel` runs one warp a program and multiplies packed bytes on tensor cores. Per-token keys
+and all values take the integer ones (``m16n8k32``, u8 x s8 and u8 x u8): the packed bytes are
+operand A after at most one mask. The other operand has four rows of queries, each as two byte limbs
+in neighbouring columns, so that the eight columns carry four queries in about 15 bits; a thread then
+owns both limbs of one query's score. Softmax weights times value scales become 16-bit fixed point
+relative to the tile's largest, their two bytes are the limbs, and ``movmatrix`` turns them into the
+operand. Per-channel keys take ``m16n8k16`` float16: a masked code is a float16 subnormal, and the
+scales are folded into the queries once in 32 tokens. It is written per lane: a tensor ``[8, 4]``
+holds one register of each lane (g, t) of the warp.
 """
 
 from __future__ import annotations
@@ -15,6 +25,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
 from triton.language.extra.cuda import gdc_wait
 
 if TYPE_CHECKING:
@@ -22,6 +34,503 @@ if TYPE_CHECKING:
 
 _MIN_BLOCKS = 2
 _LOG2E = tl.constexpr(1.4426950408889634)
+_HALF_ONE = gl.constexpr(12582912.0)
+
+
+@gluon.constexpr_function
+def _byte_mask(bits, place):
+    mask = (((1 << bits) - 1) << (place * bits)) * 0x01010101
+    return mask - (1 << 32) if mask >= 1 << 31 else mask
+
+
+@gluon.constexpr_function
+def _half_mask(bits, place):
+    return (((1 << bits) - 1) << (place * bits)) * 0x00010001
+
+
+@gluon.jit
+def _exp2(x):
+    return gl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
+
+
+@gluon.jit
+def _rcp(x):
+    return gl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
+
+
+@gluon.jit
+def _pair(x):
+    """Scale and offset of a 32-bit word, as float32."""
+    lo, hi = gl.inline_asm_elementwise(
+        "mov.b32 {$0, $1}, $2;", "=h,=h,r", [x], dtype=(gl.float16, gl.float16), is_pure=True, pack=1
+    )
+    return lo.to(gl.float32), hi.to(gl.float32)
+
+
+@gluon.jit
+def _mul_halves(a, b):
+    return gl.inline_asm_elementwise("mul.rn.f16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=gl.int32, is_pure=True, pack=1)
+
+
+@gluon.jit
+def _halves(lo, hi):
+    return gl.inline_asm_elementwise("mov.b32 $0, {$1, $2};", "=r,h,h", [lo, hi], dtype=gl.int32, is_pure=True, pack=1)
+
+
+@gluon.jit
+def _mma_signed(a0, a1, a2, a3, b0, b1, c):
+    return gl.inline_asm_elementwise(
+        "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};",
+        "=r,=r,=r,=r,r,r,r,r,r,r,r,r,r,r",
+        [a0, a1, a2, a3, b0, b1, c[0], c[1], c[2], c[3]],
+        dtype=(gl.int32, gl.int32, gl.int32, gl.int32),
+        is_pure=True,
+        pack=1,
+    )
+
+
+@gluon.jit
+def _mma_unsigned(a0, a1, a2, a3, b0, b1, c):
+    return gl.inline_asm_elementwise(
+        "mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};",
+        "=r,=r,=r,=r,r,r,r,r,r,r,r,r,r,r",
+        [a0, a1, a2, a3, b0, b1, c[0], c[1], c[2], c[3]],
+        dtype=(gl.int32, gl.int32, gl.int32, gl.int32),
+        is_pure=True,
+        pack=1,
+    )
+
+
+@gluon.jit
+def _mma_half(a0, a1, a2, a3, b0, b1, c):
+    return gl.inline_asm_elementwise(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};",
+        "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
+        [a0, a1, a2, a3, b0, b1, c[0], c[1], c[2], c[3]],
+        dtype=(gl.float32, gl.float32, gl.float32, gl.float32),
+        is_pure=True,
+        pack=1,
+    )
+
+
+@gluon.jit
+def _limbs(a, b):
+    """Low 16 bits of the weights of tokens g and g + 8 to operand bytes: token pairs along t, limbs along g."""
+    return gl.inline_asm_elementwise(
+        "{ .reg .b32 w; prmt.b32 w, $1, $2, 0x4051; movmatrix.sync.aligned.m8n8.trans.b16 $0, w; }",
+        "=r,r,r",
+        [a, b],
+        dtype=gl.int32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@gluon.jit
+def _four(a, b, S: gl.constexpr):
+    """Halve the last axis of ``a`` and ``b`` into the four words of a lane, in order."""
+    w0, w2 = gl.split(a)
+    w1, w3 = gl.split(b)
+    return (
+        gl.convert_layout(w0, S, assert_trivial=True),
+        gl.convert_layout(w1, S, assert_trivial=True),
+        gl.convert_layout(w2, S, assert_trivial=True),
+        gl.convert_layout(w3, S, assert_trivial=True),
+    )
+
+
+@gluon.jit
+def _load_words(p_words, RUNS: gl.constexpr, run: gl.constexpr):
+    out = ()
+    for c in gl.static_range(RUNS):
+        out = out + (gl.load(p_words + c * 128 + gl.arange(0, 128, layout=run)),)
+    return out
+
+
+@gluon.jit
+def _lane_words(loaded, RUNS: gl.constexpr, L: gl.constexpr):
+    out = ()
+    for c in gl.static_range(RUNS):
+        a, b = gl.split(loaded[c].reshape([8, 4, 2, 2]))
+        out = out + _four(a, b, L)
+    return out
+
+
+@gluon.jit
+def _lane_pairs(x, S: gl.constexpr):
+    """64 per-token words, eight a lane, as eight tensors over g."""
+    a, b = gl.split(x.reshape([8, 2, 2, 2]))
+    a0, a1 = gl.split(a)
+    b0, b1 = gl.split(b)
+    w0, w4 = gl.split(a0)
+    w2, w6 = gl.split(a1)
+    w1, w5 = gl.split(b0)
+    w3, w7 = gl.split(b1)
+    return (
+        gl.convert_layout(w0, S, assert_trivial=True),
+        gl.convert_layout(w1, S, assert_trivial=True),
+        gl.convert_layout(w2, S, assert_trivial=True),
+        gl.convert_layout(w3, S, assert_trivial=True),
+        gl.convert_layout(w4, S, assert_trivial=True),
+        gl.convert_layout(w5, S, assert_trivial=True),
+        gl.convert_layout(w6, S, assert_trivial=True),
+        gl.convert_layout(w7, S, assert_trivial=True),
+    )
+
+
+@gluon.jit
+def _load_scales(p_scales, RUNS: gl.constexpr, layout: gl.constexpr):
+    """Per-token pairs of a block (one load), or per-channel scales of a group (``RUNS`` loads of 16 words)."""
+    out = ()
+    if RUNS == 0:
+        out = (gl.load(p_scales + gl.arange(0, 64, layout=layout)),)
+    for c in gl.static_range(RUNS):
+        out = out + (gl.load(p_scales + c * 16 + gl.arange(0, 16, layout=layout)),)
+    return out
+
+
+@gluon.jit
+def _scores_int(words, FIRST: gl.constexpr, q, BITS: gl.constexpr, D: gl.constexpr, L: gl.constexpr):
+    """Eight tensors: the products of octets u = 0 to 7 of the block's tokens with the query of lane t."""
+    N: gl.constexpr = 8 // BITS
+    W: gl.constexpr = D // 16
+    out = ()
+    for mb in gl.static_range(4):
+        zero = gl.full([8, 4], 0, gl.int32, layout=L)
+        c = (zero, zero, zero, zero)
+        for w in gl.static_range(0, W, 2):
+            a0 = words[FIRST + (2 * mb // N) * W + w]
+            a1 = words[FIRST + ((2 * mb + 1) // N) * W + w]
+            a2 = words[FIRST + (2 * mb // N) * W + w + 1]
+            a3 = words[FIRST + ((2 * mb + 1) // N) * W + w + 1]
+            if BITS < 8:
+                a0 = a0 & _byte_mask(BITS, 2 * mb % N)
+                a1 = a1 & _byte_mask(BITS, (2 * mb + 1) % N)
+                a2 = a2 & _byte_mask(BITS, 2 * mb % N)
+                a3 = a3 & _byte_mask(BITS, (2 * mb + 1) % N)
+            c = _mma_signed(a0, a1, a2, a3, q[w], q[w + 1], c)
+        out = out + ((c[0] * 128 + c[1]).to(gl.float32) * (2.0 ** -(BITS * (2 * mb % N))),)
+        out = out + ((c[2] * 128 + c[3]).to(gl.float32) * (2.0 ** -(BITS * ((2 * mb + 1) % N))),)
+    return out
+
+
+@gluon.jit
+def _scores_half(words, FIRST: gl.constexpr, q0, q1, BITS: gl.constexpr, D: gl.constexpr, L: gl.constexpr):
+    """Like `_scores_int`, with float16 queries ``q0`` for tokens 0 to 31 and ``q1`` for 32 to 63."""
+    N: gl.constexpr = 8 // BITS
+    W: gl.constexpr = D // 16
+    out = ()
+    for mb in gl.static_range(4):
+        zero = gl.full([8, 4], 0.0, gl.float32, layout=L)
+        c = (zero, zero, zero, zero)
+        for w in gl.static_range(W):
+            x = words[FIRST + (2 * mb // N) * W + w]
+            y = words[FIRST + ((2 * mb + 1) // N) * W + w]
+            a0 = x & _half_mask(BITS, 2 * mb % N)
+            a1 = y & _half_mask(BITS, (2 * mb + 1) % N)
+            a2 = (x >> 8) & _half_mask(BITS, 2 * mb % N)
+            a3 = (y >> 8) & _half_mask(BITS, (2 * mb + 1) % N)
+            if mb < 2:
+                c = _mma_half(a0, a1, a2, a3, q0[2 * w], q0[2 * w + 1], c)
+            else:
+                c = _mma_half(a0, a1, a2, a3, q1[2 * w], q1[2 * w + 1], c)
+        out = out + (c[0] * (2.0 ** (24 - BITS * (2 * mb % N))),)
+        out = out + (c[2] * (2.0 ** (24 - BITS * ((2 * mb + 1) % N))),)
+    return out
+
+
+@gluon.jit
+def _weighted(words, FIRST: gl.constexpr, p, BITS: gl.constexpr, D: gl.constexpr, L: gl.constexpr):
+    """D / 8 tensors: sums over the block's tokens for channels 8 e + g, times ``2^(BITS * (e % N))``."""
+    N: gl.constexpr = 8 // BITS
+    out = ()
+    for e in gl.static_range(0, D // 8, 2):
+        zero = gl.full([8, 4], 0, gl.int32, layout=L)
+        c = (zero, zero, zero, zero)
+        for h in gl.static_range(0, 4, 2):
+            a0 = words[FIRST + (e // N) * 4 + h]
+            a1 = words[FIRST + ((e + 1) // N) * 4 + h]
+            a2 = words[FIRST + (e // N) * 4 + h + 1]
+            a3 = words[FIRST + ((e + 1) // N) * 4 + h + 1]
+            if BITS < 8:
+                a0 = a0 & _byte_mask(BITS, e % N)
+                a1 = a1 & _byte_mask(BITS, (e + 1) % N)
+                a2 = a2 & _byte_mask(BITS, e % N)
+                a3 = a3 & _byte_mask(BITS, (e + 1) % N)
+            c = _mma_unsigned(a0, a1, a2, a3, p[h], p[h + 1], c)
+        out = out + ((c[0] * 256 + c[1]).to(gl.float32), (c[2] * 256 + c[3]).to(gl.float32))
+    return out
+
+
+@gluon.jit
+def _byte_queries(values, inverse, limb, D: gl.constexpr, L: gl.constexpr):
+    """Queries as signed byte limbs: column g holds limb g % 2 (high, low) of row g / 2."""
+    out = ()
+    for w in gl.static_range(D // 16):
+        word = gl.full([8, 4], 0, gl.int32, layout=L)
+        for j in gl.static_range(4):
+            fixed = (values[4 * w + j] * inverse + _HALF_ONE).to(gl.int32, bitcast=True) - 0x4B400000
+            high = (fixed + 64) >> 7
+            word = word | ((gl.where(limb == 0, high, fixed - high * 128) & 255) << (8 * j))
+        out = out + (word,)
+    return out
+
+
+@gluon.jit
+def _half_queries(values, inverse, limb, D: gl.constexpr):
+    """Queries as float16 pairs (channels 0, 2 and 1, 3 of each four) in the even columns."""
+    out = ()
+    for w in gl.static_range(D // 16):
+        for j in gl.static_range(2):
+            lo = gl.where(limb == 0, values[4 * w + j] * inverse, 0.0).to(gl.float16)
+            hi = gl.where(limb == 0, values[4 * w + j + 2] * inverse, 0.0).to(gl.float16)
+            out = out + (_halves(lo, hi),)
+    return out
+
+
+@gluon.jit
+def _channel_words(loaded, FIRST: gl.constexpr, RUNS: gl.constexpr, T: gl.constexpr, L: gl.constexpr):
+    out = ()
+    for c in gl.static_range(RUNS):
+        a, b = gl.split(loaded[FIRST + c].reshape([4, 2, 2]))
+        four = _four(a, b, T)
+        for v in gl.static_range(4):
+            out = out + (gl.full([8, 4], 0, gl.int32, layout=L) + four[v][None, :],)
+    return out
+
+
+@gluon.jit
+def _fold(q, loaded, GROUP_AT: gl.constexpr, D: gl.constexpr, T: gl.constexpr, L: gl.constexpr):
+    """Queries times the channel scales of a group of 32 tokens, and their product with the offsets."""
+    RUNS: gl.constexpr = D // 32
+    scale = _channel_words(loaded, GROUP_AT * 2 * RUNS, RUNS, T, L)
+    offset = _channel_words(loaded, (GROUP_AT * 2 + 1) * RUNS, RUNS, T, L)
+    zero = gl.full([8, 4], 0.0, gl.float32, layout=L)
+    c = (zero, zero, zero, zero)
+    out = ()
+    for w in gl.static_range(D // 16):
+        o0 = offset[2 * w]
+        o1 = offset[2 * w + 1]
+        c = _mma_half(o0, o0, o1, o1, q[2 * w], q[2 * w + 1], c)
+        out = out + (_mul_halves(q[2 * w], scale[2 * w]), _mul_halves(q[2 * w + 1], scale[2 * w + 1]))
+    return out, c[0]
+
+
+@gluon.jit
+def decode_kernel(
+    p_query,
+    p_keys,
+    p_key_scales,
+    p_values,
+    p_value_scales,
+    p_first,
+    p_last,
+    p_out,
+    p_stats,
+    scale,
+    blocks_per_split,
+    key_stride,
+    key_scale_stride,
+    value_stride,
+    value_scale_stride,
+    rows,
+    count,
+    kv_heads,
+    K_BITS: gl.constexpr,
+    V_BITS: gl.constexpr,
+    D: gl.constexpr,
+    CHANNEL: gl.constexpr,
+    EARLY: gl.constexpr,
+):
+    """One split of one KV head for four query rows; strides are 32-bit words from one head to the next."""
+    W: gl.constexpr = D // 16
+    E: gl.constexpr = D // 8
+    K_BLOCK: gl.constexpr = 2 * D * K_BITS
+    V_BLOCK: gl.constexpr = 2 * D * V_BITS
+    KS_BLOCK: gl.constexpr = 2 * D if CHANNEL else 64
+    KS_RUNS: gl.constexpr = D // 8 if CHANNEL else 0
+    K_RUNS: gl.constexpr = K_BLOCK // 128
+    V_RUNS: gl.constexpr = V_BLOCK // 128
+    K_MAIN: gl.constexpr = 2 if K_BITS == 3 else K_BITS
+    V_MAIN: gl.constexpr = 2 if V_BITS == 3 else V_BITS
+    L: gl.constexpr = gl.BlockedLayout([1, 1], [8, 4], [1, 1], [1, 0])
+    G: gl.constexpr = gl.SliceLayout(1, L)
+    T: gl.constexpr = gl.SliceLayout(0, L)
+    run: gl.constexpr = gl.BlockedLayout([4], [32], [1], [0])
+    pairs: gl.constexpr = gl.DistributedLinearLayout(
+        reg_bases=[[1], [2], [4]],
+        lane_bases=[[0], [0], [8], [16], [32]],
+        warp_bases=[],
+        block_bases=[],
+        shape=[64],
+    )
+    quads: gl.constexpr = gl.DistributedLinearLayout(
+        reg_bases=[[1], [2]],
+        lane_bases=[[4], [8], [0], [0], [0]],
+        warp_bases=[],
+        block_bases=[],
+        shape=[16],
+    )
+    key_pairs: gl.constexpr = quads if CHANNEL else pairs
+
+    if EARLY:
+        gl.inline_asm_elementwise(
+            "griddepcontrol.launch_dependents; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
+        )
+    split = gl.program_id(0)
+    head = gl.program_id(1)
+    batch = head // kv_heads
+    g = gl.arange(0, 8, layout=G)
+    t = gl.arange(0, 4, layout=T)
+    row = gl.program_id(2) * 4 + t
+    first = gl.load(p_first + batch * count + row % count, mask=row < rows, other=0x7FFFFFFF)
+    lowest = gl.min(first, axis=0)
+    highest = gl.max(gl.where(row < rows, first, 0), axis=0)
+    last = gl.load(p_last + batch)
+    lo = gl.maximum(split * blocks_per_split, lowest // 64)
+    hi = gl.minimum((split + 1) * blocks_per_split, (last + 63) // 64)
+
+    p_k = p_keys + head.to(gl.int64) * key_stride
+    p_ks = p_key_scales + head.to(gl.int64) * key_scale_stride
+    p_v = p_values + head.to(gl.int64) * value_stride
+    p_vs = p_value_scales + head.to(gl.int64) * value_scale_stride
+    # the first tile is on its way while the queries are prepared; an empty split reads a block that is there
+    at = gl.maximum(gl.minimum(lo, hi - 1), 0)
+    k_words = _load_words(p_k + at * K_BLOCK, K_RUNS, run)
+    if not CHANNEL:
+        k_scales = _load_scales(p_ks + at * KS_BLOCK, KS_RUNS, key_pairs)
+    v_words = _load_words(p_v + at * V_BLOCK, V_RUNS, run)
+    v_scales = _load_scales(p_vs + at * 64, 0, pairs)
+
+    # queries by columns of the operand: row g / 2, limb g % 2
+    column = gl.program_id(2) * 4 + g // 2
+    limb = (g % 2)[:, None]
+    zero = gl.full([8, 4], 0.0, gl.float32, layout=L)
+    values = ()
+    top = zero
+    total = zero
+    for i in gl.static_range(W * 4):
+        d = t[None, :] * 4 + (i // 4) * 16 + i % 4
+        q = gl.load(
+            p_query + (head * rows + column[:, None]).to(gl.int64) * D + d, mask=column[:, None] < rows, other=0.0
+        )
+        values = values + (q.to(gl.float32),)
+        top = gl.maximum(top, gl.abs(values[i]))
+        total = total + values[i]
+    top = gl.maximum(gl.max(top, axis=1), 1e-30)
+    if CHANNEL:
+        # a power of two above the largest, so that a product with any float16 scale stays finite
+        exponent = (top.to(gl.int32, bitcast=True) & 0x7F800000) + (1 << 23)
+        unit = exponent.to(gl.float32, bitcast=True)
+        q_half = _half_queries(values, (1.0 / unit)[:, None], limb, D)
+        bias = gl.full([4], 0.0, gl.float32, layout=T)
+    else:
+        unit = top * (1.0 / 16256.0)
+        q_byte = _byte_queries(values, (16256.0 / top)[:, None], limb, D, L)
+        total = gl.sum(total, axis=1) * (16256.0 / top)
+        bias = gl.convert_layout(gl.max(total.reshape([4, 2]), axis=1), T)
+    alpha = gl.convert_layout(gl.max(unit.reshape([4, 2]), axis=1), T) * (scale * _LOG2E)
+
+    peak = gl.full([4], -1e30, gl.float32, layout=T)
+    norm = zero
+    shift = zero
+    acc = ()
+    for e in gl.static_range(E):
+        acc = acc + (zero,)
+    for block in range(lo, hi):
+        following = gl.minimum(block + 1, hi - 1)
+        words = _lane_words(k_words, K_RUNS, L)
+        if CHANNEL:
+            # held over a whole turn, their registers would cost a third of the programs on a processor
+            k_scales = _load_scales(p_ks + block * KS_BLOCK, KS_RUNS, key_pairs)
+            q0, bias0 = _fold(q_half, k_scales, 0, D, T, L)
+            q1, bias1 = _fold(q_half, k_scales, 1, D, T, L)
+            raw = _scores_half(words, 0, q0, q1, K_MAIN, D, L)
+            if K_BITS == 3:
+                high = _scores_half(words, D // 8, q0, q1, 1, D, L)
+        else:
+            key_pair = _lane_pairs(k_scales[0], G)
+            raw = _scores_int(words, 0, q_byte, K_MAIN, D, L)
+            if K_BITS == 3:
+                high = _scores_int(words, D // 8, q_byte, 1, D, L)
+        x = ()
+        for u in gl.static_range(8):
+            y = raw[u]
+            if K_BITS == 3:
+                y = y + high[u] * 4.0
+            if CHANNEL:
+                if u < 4:
+                    x = x + (y + bias0,)
+                else:
+                    x = x + (y + bias1,)
+            else:
+                ks, ko = _pair(key_pair[u])
+                x = x + (y * ks[:, None] + ko[:, None] * bias[None, :],)
+        k_words = _load_words(p_k + following * K_BLOCK, K_RUNS, run)
+        if not CHANNEL:
+            k_scales = _load_scales(p_ks + following * KS_BLOCK, KS_RUNS, key_pairs)
+        if (block * 64 < highest) | (block * 64 + 64 > last):
+            masked = ()
+            for u in gl.static_range(8):
+                token = (block * 64 + 8 * u + g)[:, None]
+                masked = masked + (gl.where((token >= first[None, :]) & (token < last), x[u], -1e38),)
+            x = masked
+
+        value_pair = _lane_pairs(v_scales[0], G)
+        tile = x[0]
+        vs = ()
+        vo = ()
+        v_top = gl.full([8], 0.0, gl.float32, layout=G)
+        for u in gl.static_range(8):
+            tile = gl.maximum(tile, x[u])
+            a, b = _pair(value_pair[u])
+            vs = vs + (a,)
+            vo = vo + (b,)
+            v_top = gl.maximum(v_top, gl.abs(a))
+        tile_peak = gl.maximum(gl.max(tile, axis=0), -1e30)
+        v_top = gl.maximum(gl.max(v_top, axis=0), 1e-30)
+        to_fixed = 65535.0 * _rcp(v_top)
+        new_peak = gl.maximum(peak, tile_peak)
+        old = _exp2((peak - new_peak) * alpha)[None, :]
+        new = _exp2((tile_peak - new_peak) * alpha)[None, :]
+        peak = new_peak
+        tile_norm = zero
+        tile_shift = zero
+        fixed = ()
+        for u in gl.static_range(8):
+            p = _exp2(x[u] * alpha[None, :] - (tile_peak * alpha)[None, :])
+            tile_norm = tile_norm + p
+            tile_shift = tile_shift + p * vo[u][:, None]
+            # 2^23 makes the integer the low bits of the float
+            fixed = fixed + ((p * (vs[u] * to_fixed)[:, None] + 8388608.0).to(gl.int32, bitcast=True),)
+        norm = norm * old + tile_norm * new
+        shift = shift * old + tile_shift * new
+        operand = ()
+        for mb in gl.static_range(4):
+            operand = operand + (_limbs(fixed[2 * mb], fixed[2 * mb + 1]),)
+        words = _lane_words(v_words, V_RUNS, L)
+        part = _weighted(words, 0, operand, V_MAIN, D, L)
+        if V_BITS == 3:
+            high = _weighted(words, D // 8, operand, 1, D, L)
+        from_fixed = new * (v_top * (1.0 / 65535.0))
+        grown = ()
+        for e in gl.static_range(E):
+            y = part[e]
+            if V_BITS == 3:
+                y = y + high[e] * (4.0 * 2.0 ** (2 * (e % 4) - e % 8))
+            grown = grown + (acc[e] * old + y * from_fixed,)
+        acc = grown
+        v_words = _load_words(p_v + following * V_BLOCK, V_RUNS, run)
+        v_scales = _load_scales(p_vs + following * 64, 0, pairs)
+
+    stats = p_stats + (head * gl.num_programs(0) + split).to(gl.int64) * 2 * rows + row
+    gl.store(stats, peak * alpha, mask=row < rows)
+    gl.store(stats + rows, gl.sum(norm, axis=0), mask=row < rows)
+    added = gl.sum(shift, axis=0)[None, :]
+    out = p_out + ((head * gl.num_programs(0) + split).to(gl.int64) * rows + row[None, :]) * D + g[:, None]
+    for e in gl.static_range(E):
+        y = acc[e] * (2.0 ** -(V_MAIN * (e % (8 // V_MAIN)))) + added
+        gl.store(out + 8 * e, y, mask=(row[None, :] < rows) & (g[:, None] < 8))
 
 
 @triton.jit
@@ -73,7 +582,7 @@ def plain_kernel(
     CHANNEL: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """The twin of `gluon_impl.decode_kernel`: one query row a program, scale pointers to float16."""
+    """The twin of `decode_kernel`: one query row a program, scale pointers to float16."""
     split = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
     row = tl.program_id(2)
@@ -242,8 +751,6 @@ def decode_attention(
     early = fast and torch.cuda.get_device_capability(query.device)[0] >= 9
     kernel, options = plain_kernel, {"WIDTH": triton.next_power_of_2(dim)}
     if fast:
-        from kernels.decode_attention.gluon_impl import decode_kernel
-
         kernel, options = decode_kernel, {"EARLY": early, "num_warps": 1, "maxnreg": registers}
         scales = [x.view(torch.int32) for x in scales]
     kernel[(splits, batch * kv_heads, tiles)](

@@ -141,14 +141,17 @@ def _steps(ws: Workspace, request: _Request) -> Generator[Progress, None, Genera
 
 
 def _stream(steps: Generator[Progress, None, Generation], out: Output) -> Generation:
+    shown = 0
     try:
         while True:
             event = next(steps).event
             if isinstance(event, TokenEvent):
                 out.text(event.text, end="")
+                shown += len(event.text)
     except StopIteration as finished:
-        out.text("")
         result: Generation = finished.value
+        # Half a character at the very end has no event of its own.
+        out.text(result.text[shown:])
         return result
     finally:
         steps.close()

@@ -51,6 +51,16 @@ class Divergence:
     agrees: np.ndarray
     nll_change: np.ndarray
 
+    @classmethod
+    def none(cls, labels: Tensor) -> "Divergence":
+        """That of the reference from itself."""
+        unlabelled = (labels < 0).cpu().numpy()
+        return cls(
+            kl=np.zeros(len(labels)),
+            agrees=np.ones(len(labels), dtype=bool),
+            nll_change=np.where(unlabelled, np.nan, 0.0),
+        )
+
 
 def divergence(reference: Reference, logits: Tensor) -> Divergence:
     """Compare ``logits`` ``[N, V]`` with the reference.

@@ -51,15 +51,11 @@ def gguf_config(path: Path, cache_dir: Path) -> PretrainedConfig:
     target = _target(path, cache_dir)
     for folder in (target, target.with_suffix(".config")):
         if (folder / "config.json").is_file():
-            return _known(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
-    config = _reading(path, lambda: AutoConfig.from_pretrained(path.parent, gguf_file=path.name))
+            found: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            return found
+    config: PretrainedConfig = _reading(path, lambda: AutoConfig.from_pretrained(path.parent, gguf_file=path.name))
     _write(target.with_suffix(".config"), config.save_pretrained)
-    return _known(config)
-
-
-def _known(config: Any) -> PretrainedConfig:
-    assert_type: PretrainedConfig = config
-    return assert_type
+    return config
 
 
 def _target(path: Path, cache_dir: Path) -> Path:

@@ -198,7 +198,7 @@ class Replayer:
             policies: One precision per cached layer, for each policy.
             outputs: What `record` gave, so that layers before the first quantised one are skipped.
         """
-        start = min(_full_layers(policy) for policy in policies) if outputs else 0
+        start = min(leading_full_layers(policy) for policy in policies) if outputs else 0
         return self.from_layer(batch, banked, policies, start=start, outputs=outputs)
 
     def from_layer(
@@ -233,7 +233,7 @@ class Replayer:
         return logits.flatten(0, 1)
 
 
-def _full_layers(policy: Precisions) -> int:
+def leading_full_layers(policy: Precisions) -> int:
     """Number of leading layers that are not quantised."""
     for index, layer in enumerate(policy):
         if not all(pair.is_full for pair in layer.pairs):

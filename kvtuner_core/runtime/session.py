@@ -19,7 +19,7 @@ from kvtuner_core.runtime.divergence import Divergence, Reference, bootstrap, di
 from kvtuner_core.runtime.loading import LoadedModel
 from kvtuner_core.runtime.prompts import CutPrompt, cut_prompts
 from kvtuner_core.runtime.provenance import device_memory
-from kvtuner_core.runtime.replay import Banked, Batch, Captured, Precisions, Replayer
+from kvtuner_core.runtime.replay import Banked, Batch, Captured, Precisions, Replayer, leading_full_layers
 from kvtuner_core.runtime.visibility import Layout
 
 _BANK_SHARE = 0.4
@@ -114,13 +114,24 @@ class Session:
         )
 
     def diverge(self, policies: Sequence[Precisions]) -> list[dict[int, Divergence]]:
-        """Run policies together; for each, the divergence of every prompt by its index."""
+        """Run policies together; for each, the divergence of every prompt by its index.
+
+        Args:
+            policies: One precision per cached layer, for each policy; what is not quantised at all
+                is the reference itself and not run.
+        """
         results: list[dict[int, Divergence]] = [{} for _ in policies]
-        with torch.inference_mode():
-            for prepared in self.prepared:
-                logits = self._replayer.logits(prepared.batch, prepared.banked, policies, outputs=prepared.outputs)
-                for result, own in zip(results, logits.chunk(len(policies)), strict=True):
-                    result.update(_by_prompt(prepared.batch.prompts, divergence(prepared.reference, own)))
+        run = [index for index, policy in enumerate(policies) if leading_full_layers(policy) < len(policy)]
+        for prepared in self.prepared:
+            prompts = prepared.batch.prompts
+            for result in results:
+                result.update(_by_prompt(prompts, Divergence.none(prepared.reference.labels)))
+            if run:
+                chosen = [policies[index] for index in run]
+                with torch.inference_mode():
+                    logits = self._replayer.logits(prepared.batch, prepared.banked, chosen, outputs=prepared.outputs)
+                    for index, own in zip(run, logits.chunk(len(run)), strict=True):
+                        results[index].update(_by_prompt(prompts, divergence(prepared.reference, own)))
         return results
 
     def _prepare(self, batch: Batch, capacity: int) -> Prepared:
@@ -135,7 +146,13 @@ class Session:
             windows = [layer.sliding_window for layer in self.layers]
             bank = Bank(part.history, [layouts[window] for window in windows], capacity=capacity // len(batch.parts))
             banked.append(Banked(part=part, bank=bank, masks=tuple(masks[window] for window in windows)))
-        logits, outputs, captured = self._replayer.record(batch, banked)
+        try:
+            logits, outputs, captured = self._replayer.record(batch, banked)
+        except (TypeError, AttributeError, KeyError, IndexError) as error:
+            raise ModelError(
+                f"{type(self.loaded.model).__name__} cannot run with another attention in place of its own, so it "
+                f"cannot be measured ({type(error).__name__}: {error}). Use another model."
+            ) from error
         reference = Reference.of(logits, batch.labels)
         if outputs and not self._can_skip(batch, banked, reference, outputs):
             outputs = []

@@ -87,9 +87,8 @@ class Layout:
         first = history[0]
         anchor = scheme.sink_length if window is None else 0
         boundary_from = max(anchor, packed_until(scheme, prefix, sinks=min(prefix, anchor)))
-        boundary_to = max(
-            boundary_from, *(read.exact_from for read in history if read.packed_from < read.exact_from), 0
-        )
+        packed_ends = [read.exact_from for read in history if read.packed_from < read.exact_from]
+        boundary_to = max([boundary_from, *packed_ends])
         sinks = Span(start=0, stop=first.sinks, slot=0)
         packed = Span(start=first.packed_from, stop=first.exact_from, slot=sinks.tokens)
         exact = Span(start=first.exact_from, stop=prefix + suffix, slot=packed.slot + packed.tokens)
@@ -119,10 +118,8 @@ class Layout:
             query = self.prefix + row
             read = _Read.of(self.scheme, query, self.window)
             reads_packed = quantised & (read.packed_from <= positions) & (positions < read.exact_from)
-            reads_exact = (
-                ~quantised & ((positions < read.sinks) | (read.exact_from <= positions)) & (positions <= query)
-            )
-            rows[row] = reads_packed | reads_exact
+            reads_exact = ~quantised & ((positions < read.sinks) | (read.exact_from <= positions))
+            rows[row] = reads_packed | (reads_exact & (positions <= query))
         return torch.from_numpy(rows).to(device)
 
 

@@ -123,6 +123,11 @@ def _number(text: str, fallback: float) -> float:
     return number if math.isfinite(number) else fallback
 
 
+def held(name: str, *, page: str) -> list[str]:
+    """What is chosen now in the list of `choose_many`."""
+    return list(st.session_state.get(f"{page}-{name}", ()))
+
+
 def put(name: str, value: str | Sequence[str]) -> None:
     """Write a parameter of the address; empty removes it."""
     if value:

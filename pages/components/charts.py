@@ -48,6 +48,8 @@ def show(
         alt: What the chart shows, for those who do not see it.
         on_click: Called when a point was clicked; see `selected`.
     """
+    if on_click is not None:
+        keep_bright(figure)
     chart, numbers = st.tabs(["Chart", "Table"], key=f"{key}-tabs")
     with chart:
         st.plotly_chart(
@@ -69,6 +71,23 @@ def mark_limit(figure: Any, limit: float, text: str) -> None:
     figure.add_annotation(
         x=limit, y=1, yref="paper", text=text, showarrow=False, xanchor="left", yanchor="top", font={"size": 12}
     )
+
+
+def mark_points(figure: Any, points: Sequence[tuple[float, float]], name: str) -> None:
+    """Ring some points in the ink of the page."""
+    import plotly.graph_objects as go
+
+    marker = {"size": 17, "symbol": "circle-open", "color": "#e6ebf1" if is_dark() else "#1b2430", "line": {"width": 2}}
+    x, y = [point[0] for point in points], [point[1] for point in points]
+    figure.add_trace(go.Scatter(x=x, y=y, mode="markers", name=name, marker=marker, hoverinfo="skip"))
+
+
+def keep_bright(figure: Any) -> None:
+    """Let a click on one point leave the others as they are."""
+    for trace in figure.data:
+        if trace.type == "scatter" and "markers" in (trace.mode or ""):
+            opacity = 1 if trace.marker.opacity is None else trace.marker.opacity
+            trace.update(unselected={"marker": {"opacity": opacity}}, selected={"marker": {"opacity": opacity}})
 
 
 def table(rows: Rows, *, key: str) -> None:

@@ -32,6 +32,11 @@ class Screen:
         self.page.wait_for_selector("[data-test-script-state=notRunning]", state="attached", timeout=WAIT)
         expect(self.page.locator("[data-testid=stSkeleton]")).to_have_count(0, timeout=WAIT)
 
+    def address_has(self, text: str, *, present: bool = True) -> None:
+        """Wait until the address holds ``text``, or no longer does."""
+        script = "([text, present]) => decodeURIComponent(location.href).includes(text) === present"
+        self.page.wait_for_function(script, arg=[text, present], timeout=WAIT)
+
     def check(self) -> None:
         """Nothing failed, nothing was fetched from elsewhere, nothing is wider than the window."""
         expect(self.page.locator("[data-testid=stException]")).to_have_count(0)

@@ -6,7 +6,9 @@ import pytest
 from playwright.sync_api import expect
 
 from kvtuner_core import load_policy
+from kvtuner_core.domain.study import Candidate, SearchResult
 from tests.browser.conftest import STUDY
+from tests.browser.screen import WAIT
 from tests.fakes.studies import search_result
 
 pytestmark = pytest.mark.browser
@@ -23,8 +25,9 @@ def test_the_slider_picks_another_policy_and_the_address_remembers_it(screen):
     slider.focus()
     for _ in range(40):
         slider.press("ArrowRight")
-    expect(screen.page.get_by_role("heading", name="Best within the budget")).not_to_have_text(before)
-    assert "bits=4.9" in screen.page.url
+    heading = screen.page.get_by_role("heading", name="Best within the budget")
+    expect(heading).not_to_have_text(before, timeout=WAIT)
+    screen.address_has("bits=4.9")
     after = _heading(screen)
     screen.page.reload()
     screen.rest()
@@ -34,15 +37,19 @@ def test_the_slider_picks_another_policy_and_the_address_remembers_it(screen):
 
 def test_a_click_on_the_front_puts_a_policy_beside_and_the_next_takes_it_away(screen):
     screen.open("tradeoffs", run=STUDY)
-    point = screen.page.locator(".js-plotly-plot").first.locator(".scatterlayer .trace .points path.point")
     screen.page.wait_for_selector(".js-plotly-plot .scatterlayer .points path.point")
-    widest = max(search_result(run=STUDY).front, key=lambda item: item.effective_bits)
-    box = _place(screen, widest.effective_bits)
-    assert point.count() > 5
-    screen.page.mouse.click(*box)
-    screen.page.wait_for_url(f"**policy=p{widest.order}**")
-    screen.rest()
+    lonely = _lonely(search_result(run=STUDY))
+    for present in (True, False):
+        screen.page.mouse.click(*_place(screen, lonely.effective_bits))
+        screen.address_has(f"policy=p{lonely.order}", present=present)
+        screen.rest()
     screen.check()
+
+
+def _lonely(result: SearchResult) -> Candidate:
+    """The policy of the front whose point is farthest from every other."""
+    bits = [item.effective_bits for item in (*result.front, *result.baselines)]
+    return max(result.front, key=lambda item: sorted(abs(item.effective_bits - other) for other in bits)[1])
 
 
 def _place(screen, bits: float) -> tuple[float, float]:

@@ -24,43 +24,41 @@ _SIZES = {
 _LAYER_TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 
 
-def _config(family: str) -> tf.PretrainedConfig:
-    if family == "llama":
-        return tf.LlamaConfig(**_SIZES, num_key_value_heads=2, head_dim=16)
-    if family == "mistral":
-        return tf.MistralConfig(**_SIZES, num_key_value_heads=2, head_dim=16, sliding_window=21)
-    if family == "qwen2":
-        return tf.Qwen2Config(**{**_SIZES, "hidden_size": 64}, num_key_value_heads=1)
-    if family == "gemma3":
-        return tf.Gemma3TextConfig(
-            **_SIZES, num_key_value_heads=1, head_dim=24, sliding_window=19, layer_types=_LAYER_TYPES
-        )
-    if family == "gemma2":
-        return tf.Gemma2Config(
+_WIDE = {**_SIZES, "hidden_size": 64}
+
+_FAMILIES: dict[str, tuple[type[tf.PretrainedConfig], dict[str, object]]] = {
+    "llama": (tf.LlamaConfig, {**_SIZES, "num_key_value_heads": 2, "head_dim": 16}),
+    "mistral": (tf.MistralConfig, {**_SIZES, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 21}),
+    "qwen2": (tf.Qwen2Config, {**_WIDE, "num_key_value_heads": 1}),
+    "gemma3": (
+        tf.Gemma3TextConfig,
+        {**_SIZES, "num_key_value_heads": 1, "head_dim": 24, "sliding_window": 19, "layer_types": _LAYER_TYPES},
+    ),
+    "gemma2": (
+        tf.Gemma2Config,
+        {
             **_SIZES,
-            num_key_value_heads=2,
-            head_dim=16,
-            sliding_window=23,
-            layer_types=_LAYER_TYPES,
-            attn_logit_softcapping=5.0,
-            final_logit_softcapping=3.0,
-            query_pre_attn_scalar=16,
-        )
-    if family == "phi":
-        return tf.PhiConfig(**{**_SIZES, "hidden_size": 64}, num_key_value_heads=4, partial_rotary_factor=0.5)
-    if family == "gpt_neox":
-        return tf.GPTNeoXConfig(**{**_SIZES, "hidden_size": 64})
-    raise ValueError(f"unknown family {family!r}")
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "sliding_window": 23,
+            "layer_types": _LAYER_TYPES,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 3.0,
+            "query_pre_attn_scalar": 16,
+        },
+    ),
+    "phi": (tf.PhiConfig, {**_WIDE, "num_key_value_heads": 4, "partial_rotary_factor": 0.5}),
+    "gpt_neox": (tf.GPTNeoXConfig, _WIDE),
+}
 
-
-FAMILIES = ("llama", "mistral", "qwen2", "gemma3", "gemma2", "phi", "gpt_neox")
+FAMILIES = tuple(_FAMILIES)
 """Families of `tiny_model`; mistral, gemma3 and gemma2 have sliding windows, gemma2 soft caps."""
 
 
 def tiny_config(family: str, **changes: object) -> tf.PretrainedConfig:
     """The config of a family's tiny model with single fields changed."""
-    config = _config(family)
-    return type(config)(**{**config.to_dict(), **changes}) if changes else config
+    kind, fields = _FAMILIES[family]
+    return kind(**{**fields, **changes})
 
 
 def tiny_model(family: str, *, seed: int = 0, sharpness: float = 3.0, **changes: object) -> tf.PreTrainedModel:

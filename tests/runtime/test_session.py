@@ -84,7 +84,7 @@ def replayed_logits(session, policy):
             logits = session._replayer.logits(
                 prepared.batch, prepared.banked, [policy.layers], outputs=prepared.outputs
             ).unflatten(0, prepared.batch.suffix_ids.shape)
-            found.update({prompt.index: logits[row] for row, prompt in enumerate(prepared.batch.prompts)})
+            found.update({prompt.index: logits[row].clone() for row, prompt in enumerate(prepared.batch.prompts)})
     return found
 
 

@@ -42,7 +42,8 @@ def test_a_search_is_replayed_as_far_as_it_is_stored(ws, search_spec):
     assert done.known == done.total == 27 + 20 + 6 + len(result.front)
     assert done.seconds == 0
     again = plan_search(ws, replace(search_spec, sweep=replace(search_spec.sweep, limit=1)))
-    assert again.known == 0
+    # Baselines on evaluation prompts do not depend on the calibration prompts.
+    assert again.known == 6
     assert again.seconds > 0
 
 

@@ -102,10 +102,10 @@ def test_a_policy_of_other_weights_is_refused_unless_the_shapes_are_enough(tmp_p
     save_policy(plain_document(_mixed(), info_of("mine", mine)), path)
     loaded = load_policy(path)
     assert loaded.build_cache(mine, prefill="quantised").policy == loaded.policy
-    with pytest.raises(PolicyError, match="for the weights it was measured on .*allow it with match geometry"):
+    with pytest.raises(PolicyError, match=r"for the weights it was measured on .*allow it with match geometry"):
         loaded.build_cache(other)
     assert loaded.build_cache(other, match="geometry").policy == loaded.policy
-    with pytest.raises(PolicyError, match="cache shapes .3 layers, 2 KV heads of 16"):
+    with pytest.raises(PolicyError, match=r"cache shapes .3 layers, 2 KV heads of 16"):
         loaded.build_cache(tiny_model("phi"), match=Match.GEOMETRY)
     with pytest.raises(PolicyError, match="match must be weights or geometry; got 'names'"):
         loaded.build_cache(mine, match="names")
@@ -166,6 +166,6 @@ def test_other_formats_are_refused(tmp_path):
 def test_shapes_are_named_in_few_words():
     layers = tuple(LayerGeometry(kv_heads=1, key_dim=8 * (1 + n % 5), value_dim=8) for n in range(10))
     made_for = replace(model_info(10), layers=layers)
-    with pytest.raises(PolicyError, match="10 layers, 1 KV heads of 8 and .* and more") as caught:
+    with pytest.raises(PolicyError, match=r"10 layers, 1 KV heads of 8 and .* and more") as caught:
         check_match(plain_document(_mixed(10, QuantScheme.per_token()), made_for), ModelIdentity.of(model_info(10)))
     assert len(str(caught.value)) < 400

@@ -58,5 +58,5 @@ def test_size_count_and_length_are_limited(monkeypatch):
     monkeypatch.undo()
     with pytest.raises(PromptError, match="at most 2000 texts"):
         read_prompts("a.jsonl", b'{"text": "a"}\n' * 2001)
-    with pytest.raises(PromptError, match="The text from line 3 .* may have 200000 characters; got 200001"):
+    with pytest.raises(PromptError, match=r"The text from line 3 .* may have 200000 characters; got 200001"):
         read_prompts("a.txt", b"a\n---\n" + b"x" * 200_001)

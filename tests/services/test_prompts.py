@@ -4,8 +4,7 @@ from itertools import combinations
 import pytest
 
 from kvtuner_core.domain.prompts import PromptRole
-from kvtuner_core.errors import PromptError
-from kvtuner_core.services import prompts
+from kvtuner_core.errors import InputError, PromptError
 from kvtuner_core.services.prompts import PROMPT_FOLDER, add_upload, list_prompt_sets, resolve_prompts
 
 
@@ -85,7 +84,7 @@ def test_limits_are_checked(ws):
 
 
 def test_an_unknown_name_lists_the_shipped_ones(ws):
-    with pytest.raises(PromptError, match="calibration, evaluation, or a .jsonl or .txt file; got 'nothing'"):
+    with pytest.raises(PromptError, match=r"calibration, evaluation, or a .jsonl or .txt file; got 'nothing'"):
         resolve_prompts(ws, "nothing")
 
 
@@ -98,7 +97,7 @@ def test_a_local_file_is_read(ws, tmp_path):
 
 
 def test_a_missing_file_is_named(ws, tmp_path):
-    with pytest.raises(prompts.PromptError.__base__, match="existing file.*gone.txt"):
+    with pytest.raises(InputError, match=r"existing file.*gone.txt"):
         resolve_prompts(ws, str(tmp_path / "gone.txt"))
 
 

@@ -33,7 +33,8 @@ def stored(ws):
     return result
 
 
-def test_the_demo_study_is_the_last_run(ws, demo, stored):
+@pytest.mark.usefixtures("stored")
+def test_the_demo_study_is_the_last_run(ws, demo):
     assert [record.id for record in list_runs(ws)] == ["synthetic", "demo"]
     record = list_runs(ws)[-1]
     assert record.status is RunStatus.DONE
@@ -78,7 +79,8 @@ def test_generations_are_not_listed(ws, monkeypatch, tmp_path):
     assert list_runs(ws) == ()
 
 
-def test_deleting(ws, demo, stored):
+@pytest.mark.usefixtures("demo")
+def test_deleting(ws, stored):
     ws.store.put_result(results.sweep_part("synthetic"), to_json(stored.sweep))
     delete_run(ws, "synthetic")
     assert [record.id for record in list_runs(ws)] == ["demo"]

@@ -72,10 +72,11 @@ def test_a_failure_is_one_line_in_the_record(ws, sweep_spec):
     record = ws.queue.wait(run, 120).record
     assert record.status is RunStatus.FAILED
     assert "/gone" in record.error
+    wrong = replace(sweep_spec, model=ModelSpec(reference="/gone"))
+    mine = studies.sweep_record(wrong)
+    steps = run_here(ws, mine, lambda run, cancelled: studies.sweep(ws, wrong, cancelled, run=run))
     with pytest.raises(ModelError):
-        wrong = replace(sweep_spec, model=ModelSpec(reference="/gone"))
-        mine = studies.sweep_record(wrong)
-        drive(run_here(ws, mine, lambda run, cancelled: studies.sweep(ws, wrong, cancelled, run=run)))
+        drive(steps)
     assert ws.store.run(mine.id).status is RunStatus.FAILED
     assert ws.store.run(mine.id).error == record.error
 

@@ -1,0 +1,64 @@
+import json
+
+from kvtuner_core.domain.study import SearchResult
+from kvtuner_core.store import from_json
+from tests.cli.conftest import FEW, SMALL
+
+
+def test_a_sweep_as_json(cli, tiny):
+    done = cli("sweep", "--model", tiny, "--scheme", "kivi", "--group-size", "8", "--residual", "8", *SMALL, "--json")
+    assert (done.code, done.err) == (0, "")
+    document = done.document()
+    assert [layer["layer"] for layer in document["layers"]] == [0, 1, 2]
+    errors = document["layers"][1]["pairs"]["K4V2"]
+    assert set(errors) == {"key_error", "value_error", "score_error", "output_error", "kl"}
+    assert all(value > 0 for value in errors.values())
+    assert set(document["layers"][0]["kept"]) <= set(document["layers"][0]["pairs"])
+    for layer in document["layers"]:
+        assert layer["layer"] in document["groups"][layer["group"]]["layers"]
+    assert document["scheme"]["group_size"] == 8
+    assert document["scheme"]["residual_length"] == 8
+    assert document["space"]["log10_after"] <= document["space"]["log10_before"]
+    assert document["seconds"] > 0
+
+
+def test_a_sweep_as_a_table(cli, tiny):
+    done = cli("sweep", "--model", tiny, *SMALL, "--bits", "4,8", "--noise", "together", "--eps", "0.5")
+    assert done.code == 0
+    assert "K8V4" in done.out
+    assert "layer groups" in done.out
+
+
+def test_a_search_as_json(searched):
+    assert searched["run"]
+    assert searched["evaluations"] == 8
+    assert 0 < searched["hypervolume"] < 1
+    assert searched["seconds"] > 0
+    assert {item["name"] for item in searched["baselines"]} == {"K16V16", "K8V8", "K8V4", "K4V4", "K4V2", "K2V2"}
+    for item in (*searched["front"], *searched["baselines"]):
+        assert item["kl_low"] <= item["kl"] <= item["kl_high"]
+        assert item["policy"]["format"] == "kvtuner-policy"
+        assert len(item["policy"]["layers"]) == 3
+        assert item["nominal_bits"] <= item["effective_bits"]
+
+
+def test_the_same_search_again_is_free_and_the_same(cli, tiny, searched):
+    again = cli("search", "--model", tiny, *SMALL, *FEW, "--no-pruning", "--json").document()
+    assert again["run"] != searched["run"]
+    assert [item["kl"] for item in again["front"]] == [item["kl"] for item in searched["front"]]
+
+
+def test_a_search_as_a_table_says_what_to_do_next(cli, tiny):
+    done = cli("search", "--model", tiny, *SMALL, *FEW, "--max-bits", "7")
+    assert done.code == 0
+    assert "Uniform policies" in done.out
+    assert "pick --run" in done.out
+
+
+def test_a_demo_study_is_written_as_shipped(cli, tiny, tmp_path):
+    path = tmp_path / "demo.json"
+    done = cli("search", "--model", tiny, *SMALL, *FEW, "--demo", path, "--json")
+    assert done.code == 0
+    study = from_json(SearchResult, path.read_text())
+    assert (study.run, study.shipped) == ("demo", True)
+    assert json.loads(path.read_text())["front"]
