@@ -1,3 +1,5 @@
+import pytest
+
 from kvtuner_core.services.policies import plain_document, save_policy
 from tests.cli.conftest import SMALL
 from tests.services.test_policies import _mixed
@@ -46,3 +48,17 @@ def test_a_policy_for_another_model_is_refused(cli, tiny, tmp_path):
     done = cli("generate", "--policy", path, "--model", tiny, "--prompt", "Hello")
     assert done.code == 2
     assert "one entry per cached layer (3); got 5" in done.err
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_the_bundled_model_answers_from_a_packed_cache_and_shows_what_bits_cost(cli):
+    question = ("--prompt", "What is the capital of France?", "--max-new-tokens", "10", "--json")
+    full = cli("generate", "--policy", "full", *question).document()
+    packed = cli("generate", "--policy", "K8V4", "--scheme", "per-token", *question).document()
+    assert "Paris" in full["text"]
+    assert "Paris" in packed["text"]
+    assert packed["cache_bytes"] < 0.25 * packed["full_precision_bytes"]
+    cut = ("--limit", "1", "--prefix-tokens", "256", "--suffix-tokens", "32", "--json")
+    kl = {name: cli("evaluate", "--policy", name, *cut).document()["kl"]["mean"] for name in ("KV8", "K4V2", "K2V4")}
+    assert kl["KV8"] < kl["K4V2"] < kl["K2V4"]
