@@ -15,7 +15,7 @@ from pages.components.workspace import workspace
 PAGE = "compare"
 MOST = 2
 EXAMPLE = "List three facts about the Moon, then explain in two sentences why it always shows us the same side."
-SOURCES = {"run": "From a run", "uniform": "Uniform"}
+SOURCES = {"run": "Policies of a run", "uniform": "Uniform policies of any model"}
 Choice = tuple[ModelSpec, dict[str, KVPolicy]]
 
 
@@ -27,7 +27,9 @@ def start(tasks: list[GenerateTask]) -> None:
 
 def from_run() -> Choice | None:
     """A model and policies of a finished search."""
-    record = stored.choose_run(PAGE, RunKind.SEARCH, finished=True)
+    left, right = st.columns(2, gap="large")
+    with left:
+        record = stored.choose_run(PAGE, RunKind.SEARCH, finished=True)
     result = stored.search_of(record) if record is not None else None
     if result is None:
         return None
@@ -35,7 +37,10 @@ def from_run() -> Choice | None:
     labels = {key: text for key, text in policies.labels(result).items() if not offered[key].policy.is_full}
     found = headlines.gain(result)
     middle = policies.identity(found.same_memory) if found and found.same_memory else next(iter(labels))
-    chosen = address.choose_many("Policies, one or two", labels, name="policy", page=PAGE, default=(middle,), most=MOST)
+    with right:
+        chosen = address.choose_many(
+            "Policies, one or two", labels, name="policy", page=PAGE, default=(middle,), most=MOST
+        )
     return result.spec.sweep.model, {key: offered[key].policy for key in chosen}
 
 
@@ -59,13 +64,14 @@ def tasks_for(choice: Choice) -> list[GenerateTask]:
         InputError: If the prompt is empty.
     """
     spec, chosen = choice
-    prompt = st.text_area("Prompt", EXAMPLE, height=90, max_chars=20_000, key="prompt", bind="query-params")
-    first, second, third, _ = st.columns(4, vertical_alignment="bottom")
+    left, right = st.columns([3, 2], gap="large")
+    prompt = left.text_area("Prompt", EXAMPLE, height=122, max_chars=20_000, key="prompt", bind="query-params")
+    first, second = right.columns(2)
     tokens = first.number_input("New tokens, at most", 1, 4096, 96, step=16, key="tokens", bind="query-params")
     temperature = second.number_input(
         "Temperature", 0.0, 2.0, 0.0, step=0.1, key="temperature", bind="query-params", help="0 is greedy."
     )
-    chat = third.toggle("Chat template", True, key="chat", bind="query-params")
+    chat = right.toggle("Chat template, where the model has one", True, key="chat", bind="query-params")
     if not prompt.strip():
         raise InputError("A prompt must not be empty. Write a question or the beginning of a text.")
     return [
@@ -81,10 +87,9 @@ def tasks_for(choice: Choice) -> list[GenerateTask]:
     ]
 
 
-def form() -> None:
+def form(source: str) -> None:
     """Model, policies, prompt and the button."""
     with failures.in_one_line():
-        source = address.switch("Policies", SOURCES, name="source", page=PAGE)
         choice = uniform() if source == "uniform" else from_run()
         if choice is None:
             stored.empty("No finished search yet", "Choose uniform policies above, or search for better ones.")
@@ -103,8 +108,11 @@ def form() -> None:
 
 def main() -> None:
     """Draw the page."""
-    st.title("Compare", anchor=False)
-    form()
+    words, choice = st.columns([1, 2], vertical_alignment="center")
+    words.title("Compare", anchor=False)
+    with choice:
+        source = address.switch("Policies", SOURCES, name="source", page=PAGE, visible=False)
+    form(source)
     runs = st.query_params.get_all("job")[: MOST + 1]
     if runs:
         generations.show(runs)

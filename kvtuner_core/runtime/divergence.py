@@ -33,7 +33,10 @@ class Reference:
     def of(cls, logits: Tensor, labels: Tensor) -> "Reference":
         """Keep ``logits`` ``[N, V]``; ``labels`` ``[N]`` are the text's next tokens, or -1."""
         normalised = logits.dtype.itemsize >= 4
-        kept = logits.log_softmax(-1) if normalised else logits.clone()
+        kept = logits.clone()
+        if normalised:
+            for row in kept:
+                row.sub_(_log_sum_exp(row))
         return cls(logits=kept, best=logits.argmax(-1), labels=labels, normalised=normalised)
 
 
@@ -89,17 +92,23 @@ def _compare(reference: Reference, logits: Tensor, part: slice, scratch: Tensor)
     first, second = scratch[:, : logits.shape[0]]
     log_p = reference.logits[part]
     if not reference.normalised:
-        log_p = log_p.to(scratch.dtype).log_softmax(-1)
-    highest = logits.amax(-1, keepdim=True)
-    agrees = logits.gather(-1, reference.best[part, None]) >= highest
-    torch.sub(logits, highest, out=first)
-    log_sum = torch.exp(first, out=second).sum(-1, keepdim=True).log_().add_(highest)
+        log_p = log_p.to(scratch.dtype)
+        log_p = log_p - _log_sum_exp(log_p)
+    agrees = logits.gather(-1, reference.best[part, None]) >= logits.amax(-1, keepdim=True)
+    log_sum = _log_sum_exp(first.copy_(logits), scratch=second)
     labels = reference.labels[part, None]
     index = labels.clamp(min=0)
     change = log_p.gather(-1, index) - (logits.gather(-1, index) - log_sum)
     difference = torch.sub(log_p, logits, out=first).add_(log_sum)
     kl = _kl(log_p, difference, second)
     return kl, agrees.squeeze(-1), torch.where(labels < 0, torch.nan, change).squeeze(-1)
+
+
+def _log_sum_exp(logits: Tensor, *, scratch: Tensor | None = None) -> Tensor:
+    """Over the last dimension, which is kept; torch's own loses digits over large vocabularies."""
+    highest = logits.amax(-1, keepdim=True)
+    moved = torch.sub(logits, highest, out=scratch)
+    return moved.exp_().sum(-1, keepdim=True).log_().add_(highest)
 
 
 def _kl(log_p: Tensor, difference: Tensor, scratch: Tensor) -> Tensor:

@@ -106,7 +106,10 @@ def _reading(path: Path, read: Callable[[], Any]) -> Any:
     try:
         with _no_progress_bar():
             return read()
-    except (OSError, ValueError, KeyError, TypeError, IndexError, NotImplementedError, RuntimeError) as error:
+    except MemoryError:
+        raise
+    # A damaged file can make the libraries below transformers raise anything, plain exceptions included.
+    except Exception as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise ModelError(f"{path.name} is not a GGUF file that transformers can read: {reason}") from error
 

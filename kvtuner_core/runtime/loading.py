@@ -67,7 +67,7 @@ def load(spec: ModelSpec, *, cache_dir: Path, roots: tuple[Path, ...] | None = N
         source = _source(resolved, cache_dir)
         config = _read_config(resolved, cache_dir)
         layer_geometry(config)
-        model = _read_model(resolved, source, device=device, dtype=dtype)
+        model = _read_model(resolved, source, device=device, dtype=dtype, eager=has_soft_cap(config))
         tokenizer = _read_tokenizer(resolved, source)
         info = model_info(spec.reference, model)
         _check_cache(model, info.layers)
@@ -150,10 +150,17 @@ def _read_config(resolved: ResolvedReference, cache_dir: Path) -> PretrainedConf
     return config
 
 
+def has_soft_cap(config: PretrainedConfig) -> bool:
+    """Whether attention scores are capped, which only the eager attention computes."""
+    return bool(getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None))
+
+
 def _read_model(
-    resolved: ResolvedReference, source: str, *, device: torch.device, dtype: torch.dtype
+    resolved: ResolvedReference, source: str, *, device: torch.device, dtype: torch.dtype, eager: bool
 ) -> PreTrainedModel:
     placed: dict[str, Any] = {"device_map": {"": device}} if device.type == "cuda" else {}
+    if eager:
+        placed["attn_implementation"] = "eager"
     with _reading(resolved):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, trust_remote_code=False, **placed
@@ -174,9 +181,10 @@ def _reading(resolved: ResolvedReference, *, part: str = "model") -> Iterator[No
     """Turn what transformers raises into one line."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         raise
-    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, AttributeError) as error:
+    # The libraries below transformers (safetensors, tokenizers) raise plain exceptions at damaged files.
+    except Exception as error:
         text = " ".join(str(error).split())[:240] or type(error).__name__
         if resolved.kind is ReferenceKind.HUB:
             raise ModelError(

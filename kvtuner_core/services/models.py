@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kvtuner_core.domain.memory import FULL_BYTES, bytes_per_token, cache_bytes, effective_bits
@@ -15,6 +15,7 @@ from kvtuner_core.domain.tasks import InspectTask, ModelReport
 from kvtuner_core.errors import InputError
 from kvtuner_core.runtime.references import bundled_model_path
 from kvtuner_core.services.model_files import model_signature
+from kvtuner_core.services.results import demo_study
 from kvtuner_core.services.work import Cancelled, answer_of, never, new_record, start
 from kvtuner_core.services.workspace import Workspace
 from kvtuner_core.store import to_json
@@ -112,6 +113,10 @@ def describe(ws: Workspace, reference: str) -> ModelInfo:
     known = _known_report(ws, ModelSpec(reference=reference))
     if known is not None:
         return known.info
+    demo = demo_study()
+    if demo is not None and reference == demo.sweep.model.reference == BUNDLED_MODEL and bundled_model_path():
+        # Reading it from the model's own file means importing transformers, which takes seconds.
+        return replace(demo.sweep.model, fingerprint="")
     from kvtuner_core.runtime.loading import describe as describe_files
 
     return describe_files(reference, cache_dir=ws.settings.model_cache, roots=ws.settings.model_roots)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from kvtuner_core.domain.runs import JobView, RunKind
+from kvtuner_core.domain.runs import JobView, RunKind, RunRecord, RunStatus
 from kvtuner_core.domain.tasks import Generation, TokenEvent
 from kvtuner_core.errors import InputError
-from kvtuner_core.services import studies
+from kvtuner_core.services import generating, results, studies
 from pages.components import charts, differences, failures, jobs
 from pages.components.wording import plain, size
 from pages.components.workspace import workspace
@@ -20,49 +20,56 @@ EVERY = 0.5
 class Column:
     """What is known of one generation at this moment."""
 
-    view: JobView
-
-    @property
-    def result(self) -> Generation | None:
-        """The finished generation, the last event of its job."""
-        last = self.view.events[-1] if self.view.events else None
-        return last if isinstance(last, Generation) else None
+    record: RunRecord
+    view: JobView | None
+    result: Generation | None
 
     @property
     def tokens(self) -> tuple[str, ...]:
         """Texts of the tokens so far."""
         if self.result is not None:
             return self.result.token_texts
-        return tuple(event.text for event in self.view.events if isinstance(event, TokenEvent))
+        events = self.view.events if self.view is not None else ()
+        return tuple(event.text for event in events if isinstance(event, TokenEvent))
 
     @property
     def is_live(self) -> bool:
         """Whether it waits or runs."""
-        return self.view.record.status.is_live
+        return self.record.status.is_live
+
+    @property
+    def title(self) -> str:
+        """How the cache was stored."""
+        name = self.record.title.rsplit(", ", 1)[-1]
+        return name[:1].upper() + name[1:]
 
 
 def show(runs: Sequence[str]) -> None:
     """Show some generations, the first being the reference; keeps up to date while one of them lives.
 
     Raises:
-        InputError: If they are of an earlier start of the server, which keeps no texts.
+        InputError: If one of them is no stored generation.
     """
     alive = any(column.is_live for column in _columns(runs))
     st.fragment(_draw, run_every=EVERY if alive else None)(tuple(runs), alive)
 
 
 def _columns(runs: Sequence[str]) -> list[Column]:
-    views = [workspace().queue.view(run) for run in runs]
-    known = [Column(view=view) for view in views if view is not None and view.record.kind is RunKind.GENERATION]
-    if len(known) < len(runs):
-        raise InputError("The generations of this address are no longer kept. Generate again.")
-    return known
+    found = []
+    for run in runs:
+        view = workspace().queue.view(run)
+        record = view.record if view is not None else results.find_run(workspace(), run)
+        if record.kind is not RunKind.GENERATION:
+            raise InputError(f"A comparison shows generations; run {run!r} is a {record.kind}. Generate again.")
+        result = generating.load_generation(workspace(), run) if record.status is RunStatus.DONE else None
+        found.append(Column(record=record, view=view, result=result))
+    return found
 
 
 def _draw(runs: tuple[str, ...], was_alive: bool) -> None:
     with failures.in_one_line():
         columns = _columns(runs)
-        alive = [column.view.record.id for column in columns if column.is_live]
+        alive = [column.record.id for column in columns if column.is_live]
         if was_alive and not alive:
             st.rerun()
         if alive:
@@ -79,13 +86,13 @@ def _cancel(runs: list[str]) -> None:
 
 
 def _column(column: Column, reference: Column) -> None:
-    record = column.view.record
+    record = column.record
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown(f"**{plain(record.title)}**", width="stretch")
+        st.markdown(f"**{plain(column.title)}**", width="stretch")
         jobs.status_badge(record.status)
     if record.error:
         failures.show(record.error)
-    if column.is_live and not column.tokens:
+    if column.is_live and column.view is not None and not column.tokens:
         st.caption(jobs.progress_line(column.view))
     if not column.tokens:
         return

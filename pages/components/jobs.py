@@ -110,9 +110,10 @@ def progress_line(view: JobView) -> str:
 
 
 def _stage(progress: Progress) -> str:
-    words = progress.message or progress.stage
+    if progress.message and not (progress.total and progress.done):
+        return progress.message
     if not progress.total:
-        return words
+        return progress.stage
     reused = f" ({progress.reused:,} from the store)" if progress.reused else ""
     return f"{progress.stage}: {progress.done:,} of {progress.total:,}{reused}"
 

@@ -73,7 +73,8 @@ def tiny_model(family: str, *, seed: int = 0, sharpness: float = 3.0, **changes:
     config = tiny_config(family, **changes)
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
-    model = tf.AutoModelForCausalLM.from_config(config)
+    eager = {"attn_implementation": "eager"} if family == "gemma2" else {}
+    model = tf.AutoModelForCausalLM.from_config(config, **eager)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2:

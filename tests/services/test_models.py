@@ -7,9 +7,10 @@ from kvtuner_core.domain.runs import RunStatus
 from kvtuner_core.domain.scheme import QuantScheme
 from kvtuner_core.domain.tasks import InspectTask
 from kvtuner_core.errors import InputError, ModelError, SchemeError
-from kvtuner_core.services import models
+from kvtuner_core.services import models, results
+from kvtuner_core.store import to_json
 from tests.fakes.models import save_tiny
-from tests.fakes.studies import model_info
+from tests.fakes.studies import model_info, search_result
 from tests.services.drive import drive
 
 
@@ -51,6 +52,15 @@ def test_describing_reads_no_weights(ws, tiny):
     info = models.describe(ws, str(tiny))
     assert len(info.layers) == 3
     assert not ws.compute.tasks
+
+
+@pytest.mark.model
+def test_the_bundled_model_is_described_from_the_demo_study(ws, monkeypatch, tmp_path):
+    path = tmp_path / "demo.json"
+    path.write_text(to_json(search_result(run="demo", shipped=True)))
+    monkeypatch.setattr(results, "DEMO_FILE", path)
+    info = models.describe(ws, BUNDLED_MODEL)
+    assert (len(info.layers), info.fingerprint) == (30, "")
 
 
 def test_a_model_outside_the_roots_is_refused_and_its_files_unseen(open_workspace, tiny, tmp_path):

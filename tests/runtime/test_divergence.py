@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+import torch
+
+from kvtuner_core.runtime.divergence import Divergence, Reference, bootstrap, divergence
+
+
+def _plain(p_logits, q_logits):
+    p, q = p_logits.double().log_softmax(-1), q_logits.double().log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1).numpy()
+
+
+@pytest.mark.parametrize("noise", [1e-4, 1e-2, 1.0, 60.0])
+@pytest.mark.parametrize("shape", [(1, 3), (37, 1009), (5, 300_000)])
+def test_kl_is_the_plain_sum_in_float64(noise, shape):
+    generator = torch.Generator().manual_seed(0)
+    full = 5 * torch.randn(shape, generator=generator)
+    moved = full + noise * torch.randn(shape, generator=generator)
+    labels = torch.zeros(shape[0], dtype=torch.long)
+    found = divergence(Reference.of(full, labels), moved)
+    np.testing.assert_allclose(found.kl, _plain(full, moved), rtol=2e-3, atol=1e-11)
+    assert (found.kl >= 0).all()
+
+
+def test_agreement_and_likelihood_are_counted_per_token():
+    full = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]])
+    moved = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 3.0]])
+    found = divergence(Reference.of(full, torch.tensor([-1, 1])), moved)
+    assert found.agrees.tolist() == [True, False]
+    assert np.isnan(found.nll_change[0])
+    assert found.nll_change[1] == pytest.approx(2.0)
+
+
+def test_sixteen_bit_logits_are_compared_in_float32():
+    full = torch.randn(4, 50).to(torch.bfloat16)
+    moved = (full.float() + 0.1 * torch.randn(4, 50)).to(torch.bfloat16)
+    found = divergence(Reference.of(full, torch.full((4,), -1)), moved)
+    np.testing.assert_allclose(found.kl, _plain(full, moved), rtol=1e-3)
+
+
+def test_nothing_moves_from_itself():
+    none = Divergence.none(torch.tensor([3, -1]))
+    assert none.kl.tolist() == [0.0, 0.0]
+    assert none.agrees.all()
+    assert none.nll_change[0] == 0
+    assert np.isnan(none.nll_change[1])
+
+
+def test_the_interval_is_over_prompts_seeded_and_weighted_by_tokens():
+    means, tokens = np.array([1.0, 2.0, 6.0]), np.array([10, 10, 20])
+    found = bootstrap(means, tokens, seed=0)
+    assert found.mean == pytest.approx(3.75)
+    assert 1.0 <= found.low < found.mean < found.high <= 6.0
+    assert bootstrap(means, tokens, seed=0) == found
+    single = bootstrap(np.array([0.5]), np.array([7]), seed=0)
+    assert (single.low, single.mean, single.high) == (0.5, 0.5, 0.5)
