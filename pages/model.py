@@ -71,9 +71,7 @@ def memory(info: ModelInfo, report: ModelReport | None) -> None:
     with form:
         scheme = requests.scheme()
         batch = address.whole("Batch, sequences", (1, 4096), name="batch", page=PAGE, value=8)
-        context = address.whole(
-            "Context, tokens of each", (1, 1_048_576), name="context", page=PAGE, value=4096, step=1024
-        )
+        context = address.whole("Context, tokens of each", (1, 1_048_576), name="context", page=PAGE, value=4096)
         if context > info.max_positions:
             st.warning(f"The model was made for up to {info.max_positions:,} tokens.")
     with picture:

@@ -57,19 +57,21 @@ def numbers(found: headlines.Gain) -> None:
     name = policies.name(base)
     if found.same_memory is not None:
         best = found.same_memory
+        less = best.kl.mean / base.kl.mean - 1
         st.metric(
             f"KL at the memory of {name} ({base.effective_bits:.2f} bits), nats per token",
             nats(best.kl.mean),
-            delta=f"{100 * (best.kl.mean / base.kl.mean - 1):+.0f}% against {nats(base.kl.mean)}",
+            delta=f"{100 * less:+.0f}% against {nats(base.kl.mean)}" if less < -0.005 else None,
             delta_color="inverse",
             help="Kullback-Leibler divergence from full precision on prompts the search did not see; lower is better.",
         )
     if found.same_quality is not None:
         fewest = found.same_quality
+        fewer = fewest.effective_bits - base.effective_bits
         st.metric(
             f"Effective bits at the quality of {name}",
             f"{fewest.effective_bits:.2f}",
-            delta=f"{fewest.effective_bits - base.effective_bits:+.2f} bits",
+            delta=f"{fewer:+.2f} bits" if fewer < -0.005 else None,
             delta_color="inverse",
             help="Scales and offsets included.",
         )

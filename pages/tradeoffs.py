@@ -14,7 +14,7 @@ CLICKED = "front"
 MOST = 4
 BESIDE = "Beside it: choose here, or click points of the front"
 SEEN = {"evaluation": "Evaluation prompts", "calibration": "Calibration prompts"}
-UNITS = {"bits": "Effective bits", "gib": "GiB"}
+UNITS = {"bits": "Bits", "gib": "GiB"}
 
 
 @failures.action
@@ -23,20 +23,17 @@ def clicked() -> None:
     policy = charts.selected(CLICKED)
     chosen = address.held("policy", page=PAGE)
     if policy in chosen:
-        address.put("policy", [item for item in chosen if item != policy])
+        address.put_many("policy", [item for item in chosen if item != policy])
     elif policy:
-        address.put("policy", [*chosen, policy][-MOST:])
+        address.put_many("policy", [*chosen, policy][-MOST:])
 
 
 def budget(result: SearchResult) -> Budget:
     """Ask for the budget in bits, or in GiB at a batch and context."""
-    unit, first, second = st.columns([2, 1, 1], vertical_alignment="bottom")
-    with unit:
-        kind = address.switch("Memory budget in", UNITS, name="unit", page=PAGE)
-    with first:
-        batch = address.whole("Batch", (1, 65_536), name="batch", page=PAGE, value=1)
-    with second:
-        context = address.whole("Tokens", (1, 16_777_216), name="context", page=PAGE, value=4096, step=1024)
+    with st.container(horizontal=True):
+        kind = address.switch("Budget in", UNITS, name="unit", page=PAGE)
+        batch = address.whole("Batch", (1, 65_536), name="batch", page=PAGE, value=1, width=110)
+        context = address.whole("Tokens", (1, 16_777_216), name="context", page=PAGE, value=4096, width=130)
     bits = [item.effective_bits for item in result.front]
     if kind == "bits":
         bounds = (round(min(bits) + 0.005, 2), round(max(bits) + 0.005, 2), 0.01)

@@ -95,7 +95,7 @@ def _compare(reference: Reference, logits: Tensor, part: slice, scratch: Tensor)
         log_p = log_p.to(scratch.dtype)
         log_p = log_p - _log_sum_exp(log_p)
     agrees = logits.gather(-1, reference.best[part, None]) >= logits.amax(-1, keepdim=True)
-    log_sum = _log_sum_exp(first.copy_(logits), scratch=second)
+    log_sum = _log_sum_exp(logits, scratch=second)
     labels = reference.labels[part, None]
     index = labels.clamp(min=0)
     change = log_p.gather(-1, index) - (logits.gather(-1, index) - log_sum)

@@ -7,6 +7,9 @@ import streamlit as st
 
 from pages.components.wording import plain
 
+NOTHING = "none"
+"""What the address says where a list was emptied."""
+
 
 def parameter(name: str, *, largest: int = 500) -> str:
     """A parameter of the address, empty where it is missing or unreasonably long."""
@@ -80,7 +83,7 @@ def choose_many(
         format_func=lambda value: options.get(value, value),
         key=key,
         max_selections=most,
-        on_change=_keep,
+        on_change=_keep_many,
         args=(name, key),
     )
     return tuple(chosen)
@@ -107,12 +110,15 @@ def slide(
     )
 
 
-def whole(label: str, bounds: tuple[int, int], *, name: str, page: str, value: int, step: int = 1) -> int:
-    """Offer a whole number that is the address parameter ``name``, held within its bounds."""
+def whole(label: str, bounds: tuple[int, int], *, name: str, page: str, value: int, width: int = 0) -> int:
+    """Offer a whole number that is the address parameter ``name``, held within its bounds; ``width`` in pixels."""
     key = f"{page}-{name}"
     low, high = bounds
     _hold(key, int(min(high, max(low, _number(parameter(name), value)))))
-    return int(st.number_input(label, low, high, step=step, key=key, on_change=_keep, args=(name, key)))
+    number = st.number_input(
+        label, low, high, step=1, key=key, on_change=_keep, args=(name, key), width=width or "stretch"
+    )
+    return int(number)
 
 
 def _number(text: str, fallback: float) -> float:
@@ -128,6 +134,11 @@ def held(name: str, *, page: str) -> list[str]:
     return list(st.session_state.get(f"{page}-{name}", ()))
 
 
+def put_many(name: str, values: Sequence[str]) -> None:
+    """Write what is chosen in a list; that nothing is chosen is a choice, too."""
+    put(name, list(values) or [NOTHING])
+
+
 def put(name: str, value: str | Sequence[str]) -> None:
     """Write a parameter of the address; empty removes it."""
     if value:
@@ -140,6 +151,10 @@ def _hold(key: str, value: object) -> None:
     # A value that is set again, even to itself, would take back what a person is just changing.
     if st.session_state.get(key) != value:
         st.session_state[key] = value
+
+
+def _keep_many(name: str, key: str) -> None:
+    put_many(name, st.session_state.get(key) or ())
 
 
 def _keep(name: str, key: str) -> None:

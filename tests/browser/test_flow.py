@@ -24,7 +24,7 @@ def test_a_search_started_in_the_browser_runs_to_its_end(screen, server):
         model=str(home / "tiny"),
         calibration=sets["calibration.jsonl"],
         evaluation=sets["evaluation.jsonl"],
-        group_per_token="16",  # noqa: S106
+        **{"group_per-token": "16"},
         prefix="64",
         calibration_suffix="8",
         evaluation_suffix="8",
@@ -57,4 +57,13 @@ def test_generations_stream_side_by_side_and_differences_are_said(screen, server
         screen.page.get_by_text("Same tokens as full precision")
     )
     expect(words).to_be_visible()
+    screen.check()
+
+
+@pytest.mark.model
+def test_the_bundled_model_answers_in_full_precision_and_from_a_packed_cache(screen):
+    screen.open("compare", source="uniform", pair="K4V4", tokens="12", prompt="What is the capital of France?")
+    screen.page.get_by_role("button", name="Generate").click()
+    expect(screen.page.get_by_text("Cache, measured")).to_have_count(2, timeout=2 * LONG)
+    expect(screen.page.get_by_text("Paris").first).to_be_visible()
     screen.check()

@@ -49,12 +49,6 @@ def test_a_spoilt_address_never_breaks_a_page(open_page, name, value):
     assert all("unexpected" not in element.value for element in app.error)
 
 
-@pytest.mark.usefixtures("demo")
-def test_a_page_of_its_own_hands_over_to_the_frame(open_page):
-    app = open_page("runs")
-    assert app.title[0].value == "Runs"
-
-
 def test_a_locked_store_is_one_line_on_every_page(home, open_page):
     from kvtuner_core.store import Store
 

@@ -18,7 +18,7 @@ def test_kl_is_the_plain_sum_in_float64(noise, shape):
     moved = full + noise * torch.randn(shape, generator=generator)
     labels = torch.zeros(shape[0], dtype=torch.long)
     found = divergence(Reference.of(full, labels), moved)
-    np.testing.assert_allclose(found.kl, _plain(full, moved), rtol=2e-3, atol=1e-11)
+    np.testing.assert_allclose(found.kl, _plain(full, moved), rtol=2e-3, atol=1e-10)
     assert (found.kl >= 0).all()
 
 

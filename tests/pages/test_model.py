@@ -1,0 +1,25 @@
+import pytest
+
+
+@pytest.mark.usefixtures("demo")
+def test_the_shipped_study_tells_the_geometry_without_torch(open_page):
+    app = open_page("model")
+    values = {metric.label: metric.value for metric in app.metric}
+    assert values["Layers with a cache"] == "8"
+    assert values["KV heads"] == "3"
+
+
+@pytest.mark.usefixtures("demo")
+def test_a_model_that_is_not_there_is_one_line(open_page):
+    app = open_page("model", model="no/such-folder/model.gguf")
+    assert not app.exception
+    assert len(app.error) == 1
+    assert app.file_uploader
+
+
+@pytest.mark.usefixtures("demo")
+def test_batch_and_context_change_the_cost(open_page):
+    app = open_page("model", batch="1", context="1024")
+    before = app.dataframe[1].value
+    app.number_input(key="model-batch").set_value(2).run()
+    assert (app.dataframe[1].value.iloc[:, 2] > before.iloc[:, 2]).all()

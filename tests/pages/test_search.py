@@ -1,0 +1,38 @@
+import pytest
+
+from kvtuner_core.domain.runs import RunKind, RunStatus
+from tests.pages.conftest import keep
+
+
+def _shown(app) -> str:
+    return " ".join(element.value for element in (*app.markdown, *app.caption, *app.error))
+
+
+@pytest.mark.usefixtures("home")
+def test_the_form_says_what_a_search_will_cost(open_page):
+    app = open_page("search", new="true")
+    assert not app.exception
+    assert not app.error
+    assert "measurements" in _shown(app)
+    assert any(button.label == "Start the search" for button in app.button)
+
+
+@pytest.mark.usefixtures("demo")
+def test_a_closed_form_asks_nothing_of_a_model(open_page):
+    app = open_page("search")
+    assert not any(button.label == "Start the search" for button in app.button)
+    assert [metric.label for metric in app.metric][:2] == ["Policies scored", "On the front"]
+
+
+@pytest.mark.usefixtures("home")
+def test_a_scheme_that_does_not_fit_is_one_line_and_the_form_stays(open_page):
+    app = open_page("search", new="true", **{"group_per-token": "nonsense", "bits": ["16", "5"]})
+    assert not app.exception
+    assert app.number_input(key="evaluations").value == 200
+
+
+def test_a_stopped_search_says_how_far_it_came(store, open_page):
+    keep(store, "stopped", RunKind.SEARCH, RunStatus.INTERRUPTED)
+    app = open_page("search", run="stopped")
+    assert "5 of 20" in _shown(app)
+    assert any(button.label == "Resume" for button in app.button)

@@ -1,0 +1,46 @@
+import pytest
+
+
+def _picked(app) -> str:
+    return next(element.value for element in app.subheader if element.value.startswith("Best within the budget"))
+
+
+@pytest.mark.usefixtures("demo")
+def test_the_address_sets_the_budget_and_the_slider_moves_it(open_page):
+    app = open_page("tradeoffs", bits="5.5")
+    assert app.slider[0].value == 5.5
+    before = _picked(app)
+    app.slider[0].set_value(7.5).run()
+    assert _picked(app) != before
+    assert app.query_params["bits"] == "7.5"
+
+
+@pytest.mark.usefixtures("demo")
+def test_a_budget_out_of_bounds_is_held_within_them(open_page):
+    app = open_page("tradeoffs", bits="99")
+    assert app.slider[0].value == app.slider[0].max
+    assert open_page("tradeoffs", bits="-1").slider[0].value == app.slider[0].min
+
+
+@pytest.mark.usefixtures("demo")
+def test_the_budget_can_be_memory_at_a_batch_and_context(open_page):
+    app = open_page("tradeoffs", unit="gib", batch="8", context="32768")
+    assert not app.exception
+    assert "GiB" in app.slider[0].label
+    assert _picked(app)
+
+
+@pytest.mark.usefixtures("demo")
+def test_policies_stand_side_by_side(open_page):
+    app = open_page("tradeoffs", policy=["K2V2", "K8V8", "nonsense"])
+    assert app.multiselect[0].value == ["K2V2", "K8V8"]
+    table = app.dataframe[-1].value
+    assert len(table) == 3
+    assert {"Effective bits", "Nominal bits", "KL (nats/token)", "Same top token (%)"} <= set(table.columns)
+
+
+@pytest.mark.usefixtures("demo")
+def test_calibration_and_evaluation_can_be_switched(open_page):
+    app = open_page("tradeoffs", seen="calibration")
+    assert not app.exception
+    assert not app.error

@@ -1,0 +1,162 @@
+import dataclasses
+import threading
+
+import pytest
+import torch
+
+from kvtuner_core.domain.metrics import PolicyScore
+from kvtuner_core.domain.model import DeviceChoice, DtypeChoice, ModelSpec
+from kvtuner_core.domain.policy import KVPolicy
+from kvtuner_core.domain.precision import candidate_pairs
+from kvtuner_core.domain.prompts import Prompt, PromptRole, PromptSet
+from kvtuner_core.domain.scheme import QuantScheme
+from kvtuner_core.domain.tasks import (
+    EvaluationSpec,
+    GenerateTask,
+    Generation,
+    InspectTask,
+    ModelReport,
+    ProfileTask,
+    ScoreTask,
+    TokenEvent,
+)
+from kvtuner_core.errors import CancelledError, ComputeError, InputError, ModelError
+from kvtuner_core.runtime import worker
+from kvtuner_core.runtime.worker import Runtime
+from tests.fakes.models import save_tiny
+from tests.runtime.test_session import TEXTS
+
+SCHEME = QuantScheme.kivi(group_size=8, residual_length=8)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = save_tiny(tmp_path_factory.mktemp("models") / "tiny")
+    return ModelSpec(reference=str(folder), device=DeviceChoice.CPU)
+
+
+@pytest.fixture
+def runtime(tmp_path):
+    made = Runtime(cache_dir=tmp_path)
+    yield made
+    made.close()
+
+
+def _evaluation(model, **fields):
+    prompts = PromptSet(name="texts", role=PromptRole.USER, prompts=tuple(Prompt(text=text) for text in TEXTS))
+    fields = {"scheme": SCHEME, "prefix_tokens": 50, "suffix_tokens": 10} | fields
+    return EvaluationSpec(model=model, prompts=prompts, **fields)
+
+
+def _score(model, name="K4V2", **fields):
+    evaluation = _evaluation(model, **fields)
+    return ScoreTask(evaluation=evaluation, policy=KVPolicy.uniform(name, layers=3, scheme=evaluation.scheme))
+
+
+def test_each_task_has_its_answer(runtime, model):
+    report = runtime.run(InspectTask(model=model))
+    assert isinstance(report, ModelReport)
+    assert report.provenance.device_type == "cpu"
+    assert 0 < report.free_bytes < report.total_bytes
+    score = runtime.run(_score(model))
+    assert isinstance(score, PolicyScore)
+    assert score.prompts == 3
+    assert score.tokens == 30
+    profiles = runtime.run(ProfileTask(evaluation=_evaluation(model), layer=1, pairs=candidate_pairs((2, 4))))
+    assert [profile.pair.name for profile in profiles] == ["K4V4", "K4V2", "K2V4", "K2V2"]
+    events = []
+    task = GenerateTask(model=model, policy=None, prompt="hello", max_new_tokens=4)
+    generation = runtime.run(task, emit=events.append)
+    assert isinstance(generation, Generation)
+    assert all(isinstance(event, TokenEvent) for event in events)
+    assert len(events) == len(generation.token_ids) > 0
+
+
+def test_a_model_is_loaded_once_and_sessions_are_reused(runtime, model, monkeypatch):
+    loads, sessions = [], []
+    load, session = worker.load, worker.Session
+    monkeypatch.setattr(worker, "load", lambda *args, **kwargs: loads.append(args) or load(*args, **kwargs))
+    monkeypatch.setattr(worker, "Session", lambda *args: sessions.append(args) or session(*args))
+    for name, fields in (("K4V2", {}), ("KV2", {}), ("KV8", {"seed": 5}), ("KV4", {"suffix_tokens": 12}), ("KV4", {})):
+        runtime.run(_score(model, name, **fields))
+    assert (len(loads), len(sessions)) == (1, 2)
+    runtime.run(_score(model, suffix_tokens=14))
+    runtime.run(_score(model, suffix_tokens=12))
+    assert len(sessions) == 4
+    runtime.run(InspectTask(model=dataclasses.replace(model, dtype=DtypeChoice.BFLOAT16)))
+    assert len(loads) == 2
+
+
+def test_the_same_task_gives_the_same_numbers_in_another_worker(runtime, model, tmp_path):
+    other = Runtime(cache_dir=tmp_path)
+    first, second = (dataclasses.replace(one.run(_score(model)), seconds=0) for one in (runtime, other))
+    assert first == second
+
+
+def test_bfloat16_scores_are_near_those_of_float32(runtime, model):
+    half = dataclasses.replace(model, dtype=DtypeChoice.BFLOAT16)
+    full, rounded = (runtime.run(_score(spec, "KV2")) for spec in (model, half))
+    assert rounded.kl.mean == pytest.approx(full.kl.mean, rel=0.3)
+    assert rounded.cache_bytes < full.cache_bytes
+    assert runtime.run(_score(half, "KV16")).kl.mean == 0
+
+
+def test_a_policy_under_another_scheme_is_refused(runtime, model):
+    task = _score(model)
+    policy = KVPolicy.uniform("KV4", layers=3, scheme=QuantScheme.per_token())
+    with pytest.raises(InputError, match="scheme"):
+        runtime.run(dataclasses.replace(task, policy=policy))
+
+
+def test_a_cancelled_task_does_not_begin(runtime, model):
+    with pytest.raises(CancelledError):
+        runtime.run(_score(model), cancelled=lambda: True)
+
+
+def test_a_model_outside_the_roots_is_refused(tmp_path, model):
+    with pytest.raises(ModelError, match="operator"):
+        Runtime(cache_dir=tmp_path, roots=(tmp_path,)).run(InspectTask(model=model))
+
+
+def test_running_out_of_memory_is_one_clear_line_and_not_the_end(runtime, model, monkeypatch):
+    def exhaust(*_args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker, "Session", exhaust)
+        with pytest.raises(ComputeError, match="fewer prompts") as caught:
+            runtime.run(_score(model))
+    assert "\n" not in str(caught.value)
+    assert runtime.run(_score(model)).prompts == 3
+
+
+def test_a_task_may_come_from_another_thread(runtime, model):
+    answers = []
+    for _ in range(2):
+        thread = threading.Thread(target=lambda: answers.append(runtime.run(_score(model)).kl))
+        thread.start()
+        thread.join()
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_the_bundled_model_shows_the_published_order(runtime):
+    text = " ".join(
+        f"In the year {1700 + 7 * i} the village of number {i * i % 97} counted its {i} wells." for i in range(60)
+    )
+    prompts = PromptSet(name="one", role=PromptRole.USER, prompts=(Prompt(text=text),))
+    spec = EvaluationSpec(
+        model=ModelSpec(device=DeviceChoice.CPU),
+        prompts=prompts,
+        scheme=QuantScheme.per_token(),
+        prefix_tokens=256,
+        suffix_tokens=32,
+    )
+    kl = [
+        runtime.run(ScoreTask(evaluation=spec, policy=KVPolicy.uniform(name, layers=30, scheme=spec.scheme))).kl.mean
+        for name in ("KV8", "K8V4", "KV4", "K4V2", "K2V4")
+    ]
+    assert kl == sorted(kl)
+    assert kl[0] < 0.01
+    assert kl[-1] > 0.1
