@@ -105,7 +105,7 @@ def test_an_alias_bomb_is_refused_before_it_grows():
 
 
 def test_mutated_files_are_a_policy_or_one_error():
-    rng = random.Random(7)  # noqa: S311
+    rng = random.Random(7)
     base = HEADWISE + "2:\n  nbits_key: 16\n  nbits_value: 3\n"
     valid = 0
     messages = []

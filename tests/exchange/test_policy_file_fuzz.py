@@ -94,7 +94,7 @@ def _numbered(text: str, rng: random.Random) -> str:
 
 def test_every_mutated_file_is_a_document_or_one_error():
     text = document_to_json(example(layers=3, heads=True))
-    rng = random.Random(20261122)  # noqa: S311
+    rng = random.Random(20261122)
     mutations = (_restructured, _restructured, _restructured, _flipped, _flipped, _cut, _doubled, _nested, _numbered)
     valid = 0
     messages = []
