@@ -11,7 +11,7 @@ _LAYERS, _HIDDEN, _HEADS, _KV_HEADS, _INNER = 2, 64, 4, 2, 96
 
 def write_tiny_gguf(path: Path, *, seed: int = 0) -> Path:
     """A byte-level Llama of two layers, random weights in float32."""
-    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<pad>", "<s>", "</s>", "ab"]
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<pad>", "<s>", "</s>", "ab", "abc"]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(_LAYERS)
     writer.add_context_length(512)
@@ -25,8 +25,8 @@ def write_tiny_gguf(path: Path, *, seed: int = 0) -> Path:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
-    writer.add_token_types([1] * 256 + [3] * 3 + [1])
-    writer.add_token_merges(["a b"])
+    writer.add_token_types([1] * 256 + [3] * 3 + [1] * 2)
+    writer.add_token_merges(["a b", "ab c"])
     writer.add_pad_token_id(256)
     writer.add_bos_token_id(257)
     writer.add_eos_token_id(258)

@@ -24,7 +24,7 @@ from kvtuner_core.errors import CancelledError, ComputeError, InputError, ModelE
 from kvtuner_core.runtime import worker
 from kvtuner_core.runtime.worker import Runtime
 from tests.fakes.models import save_tiny
-from tests.runtime.test_session import TEXTS
+from tests.runtime.test_session import TEXTS, decoded_logits
 
 SCHEME = QuantScheme.kivi(group_size=8, residual_length=8)
 
@@ -141,22 +141,22 @@ def test_a_task_may_come_from_another_thread(runtime, model):
 
 @pytest.mark.model
 @pytest.mark.slow
-def test_the_bundled_model_shows_the_published_order(runtime):
-    text = " ".join(
-        f"In the year {1700 + 7 * i} the village of number {i * i % 97} counted its {i} wells." for i in range(60)
-    )
-    prompts = PromptSet(name="one", role=PromptRole.USER, prompts=(Prompt(text=text),))
+def test_the_bundled_model_shows_the_published_order_and_decodes_as_it_is_scored(runtime):
+    text = " ".join(f"In {1700 + 7 * i} the village of number {i * i % 97} counted its {i} wells." for i in range(40))
     spec = EvaluationSpec(
         model=ModelSpec(device=DeviceChoice.CPU),
-        prompts=prompts,
-        scheme=QuantScheme.per_token(),
-        prefix_tokens=256,
-        suffix_tokens=32,
+        prompts=PromptSet(name="one", role=PromptRole.USER, prompts=(Prompt(text=text),)),
+        scheme=QuantScheme.kivi(),
+        prefix_tokens=200,
+        suffix_tokens=16,
     )
-    kl = [
-        runtime.run(ScoreTask(evaluation=spec, policy=KVPolicy.uniform(name, layers=30, scheme=spec.scheme))).kl.mean
-        for name in ("KV8", "K8V4", "KV4", "K4V2", "K2V4")
-    ]
-    assert kl == sorted(kl)
-    assert kl[0] < 0.01
-    assert kl[-1] > 0.1
+    policies = {name: KVPolicy.uniform(name, layers=30, scheme=spec.scheme) for name in ("KV8", "KV4", "K4V2", "K2V4")}
+    kl = {name: runtime.run(ScoreTask(evaluation=spec, policy=policy)).kl.mean for name, policy in policies.items()}
+    assert list(kl.values()) == sorted(kl.values())
+    assert kl["KV8"] < 0.01
+    session = runtime._session(spec)
+    (prompt,) = session.prompts
+    model = session.loaded.model
+    full = decoded_logits(model, prompt, KVPolicy.uniform("KV16", layers=30, scheme=spec.scheme)).log_softmax(-1)
+    moved = decoded_logits(model, prompt, policies["K2V4"]).log_softmax(-1)
+    assert (full.exp() * (full - moved)).sum(-1).mean().item() == pytest.approx(kl["K2V4"], rel=0.05)

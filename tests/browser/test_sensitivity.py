@@ -1,0 +1,27 @@
+"""The sensitivity page: a click on a cell of the heatmap opens its layer."""
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.conftest import STUDY
+
+pytestmark = pytest.mark.browser
+
+PLACE = """layer => {
+    const plot = document.querySelector('.js-plotly-plot');
+    const box = plot.getBoundingClientRect();
+    const {xaxis, yaxis} = plot._fullLayout;
+    return [box.left + xaxis._offset + xaxis.c2p(layer), box.top + yaxis._offset + yaxis.c2p(4)];
+}"""
+
+
+def test_a_click_on_a_cell_opens_its_layer(screen):
+    screen.open("sensitivity", run=STUDY)
+    screen.page.wait_for_selector(".js-plotly-plot .scatterlayer .points path.point", state="attached")
+    for layer in (7, 21):
+        x, y = screen.page.evaluate(PLACE, layer)
+        screen.page.mouse.click(x, y)
+        screen.address_has(f"layer={layer}")
+        screen.rest()
+    expect(screen.page.get_by_text("Layer 21").first).to_be_visible()
+    screen.check()
