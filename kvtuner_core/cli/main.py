@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="kvtuner_core",
         description="How many bits should each layer's keys and values get? Measures a live model, searches, and "
         "hands over a policy file.",
-        epilog="Exit code 0, 1 for a failure, 2 for bad usage. Errors are one line on stderr.",
+        epilog="Exit code 0, 1 for a failure, 2 for bad usage, 130 after Ctrl-C. Errors are one line on stderr.",
     )
     parser.add_argument("--version", action="version", version=f"kvtuner {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")

@@ -83,6 +83,9 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
         "--bits", type=_bits, default=spec.bits, metavar="LIST", help="candidate bit widths, such as 2,4,8"
     )
     group.add_argument("--no-pruning", action="store_true", help="keep every pair")
+    group.add_argument(
+        "--no-uniform-choices", action="store_true", help="choose from a group's kept pairs alone, as published"
+    )
     group.add_argument("--no-grouping", action="store_true", help="let every layer choose alone")
     group.add_argument("--eps", type=float, default=spec.grouping.eps, help="DBSCAN's largest distance")
     group.add_argument("--min-samples", type=int, default=spec.grouping.min_samples, help="DBSCAN's core size")
@@ -149,7 +152,7 @@ def sweep_spec(args: argparse.Namespace) -> SweepSpec:
         prefix_tokens=args.prefix_tokens,
         suffix_tokens=args.suffix_tokens,
         seed=args.seed,
-        pruning=PruningOptions(enabled=not args.no_pruning),
+        pruning=PruningOptions(enabled=not args.no_pruning, uniform_choices=not args.no_uniform_choices),
         grouping=GroupingOptions(
             enabled=not args.no_grouping, eps=args.eps, min_samples=args.min_samples, noise=NoiseRule(args.noise)
         ),

@@ -20,11 +20,20 @@ from kvtuner_core.cli.output import Output
 from kvtuner_core.domain.runs import Progress
 from kvtuner_core.domain.scheme import PrefillMode
 from kvtuner_core.domain.tasks import GenerateTask, Generation, TokenEvent
+from kvtuner_core.errors import PolicyError
 from kvtuner_core.services.evaluating import Evaluation, EvaluationRequest, evaluate
 from kvtuner_core.services.generating import check_generation, generate
 from kvtuner_core.services.models import ensure_report
 from kvtuner_core.services.policies import Match, PolicyChoice, choose_policy
 from kvtuner_core.services.workspace import Workspace
+
+_REFINEMENTS = (
+    ("group_size", None, "group_size"),
+    ("residual", None, "residual_length"),
+    ("symmetric", False, "symmetric"),
+    ("sinks", 0, "sink_length"),
+)
+"""Options of a scheme, what they are where nobody gave them, and the fields that they set."""
 
 
 def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
@@ -62,11 +71,24 @@ def _add_policy(parser: argparse.ArgumentParser) -> None:
     add_scheme(parser, default=None)
 
 
+def _policy_choice(args: argparse.Namespace) -> PolicyChoice:
+    """The policy asked for; what refines a scheme is for uniform names and may not contradict a file."""
+    choice = choose_policy(args.policy, None if args.scheme is None else scheme(args))
+    if choice.document is None:
+        return replace(choice, scheme=scheme(args))
+    own = choice.document.policy.scheme
+    for option, default, name in _REFINEMENTS:
+        given = getattr(args, option)
+        if given != default and given != getattr(own, name):
+            raise PolicyError(f"A policy file has its own {name} ({getattr(own, name)}); got {given}. Leave it out.")
+    return choice
+
+
 def run_evaluate(args: argparse.Namespace, out: Output) -> None:
     """Evaluate a policy."""
     request = EvaluationRequest(
         model=model_spec(args),
-        policy=choose_policy(args.policy, scheme(args)),
+        policy=_policy_choice(args),
         prompts=args.prompts,
         limit=args.limit,
         prefix_tokens=args.prefix_tokens,
@@ -120,7 +142,7 @@ def run_generate(args: argparse.Namespace, out: Output) -> None:
         prefill=PrefillMode(args.prefill),
     )
     check_generation(task)
-    request = _Request(choice=choose_policy(args.policy, scheme(args)), match=Match(args.match), task=task)
+    request = _Request(choice=_policy_choice(args), match=Match(args.match), task=task)
     with open_lightly(args) as ws:
         steps = _steps(ws, request)
         result = out.follow(steps) if out.as_json else _stream(steps, out)

@@ -27,10 +27,14 @@ class PruningOptions:
         enabled: Whether dominated pairs are dropped at all.
         tolerance: A pair is dominated only if another is no wider and its output error is lower
             by more than this (absolute); 0 is as published.
+        uniform_choices: Whether every layer group may also choose the swept pairs of the uniform
+            baselines, even where a layer's own errors dropped them. A layer's output error does not
+            tell what it costs end to end; with them a search starts no worse than any uniform policy.
     """
 
     enabled: bool = True
     tolerance: float = 0.0
+    uniform_choices: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,7 +91,18 @@ def _check_disk(path: Path, folder: Path) -> None:
 
 def _convert(path: Path, folder: Path) -> None:
     dtype = torch.float32 if path.stat().st_size <= _WHOLE else torch.bfloat16
-    model = _reading(path, lambda: AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype))
+    model, found = _reading(
+        path,
+        lambda: AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=dtype, output_loading_info=True
+        ),
+    )
+    # transformers makes up what is missing; once saved, nobody could tell.
+    if found["missing_keys"]:
+        raise ModelError(
+            f"A GGUF file must hold all weights of its model; {path.name} lacks {len(found['missing_keys'])}, such as "
+            f"{min(found['missing_keys'])}. Download or convert it again."
+        )
     tokenizer = _reading(path, lambda: AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name))
     # What is loaded is dequantised already; transformers refuses to save it while it is marked as quantised.
     model.hf_quantizer = None

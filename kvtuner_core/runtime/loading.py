@@ -1,7 +1,7 @@
 """Loads a model and its tokenizer, safely and quietly."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -162,12 +162,24 @@ def _read_model(
     if eager:
         placed["attn_implementation"] = "eager"
     with _reading(resolved):
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, trust_remote_code=False, **placed
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **placed
         )
+    model: PreTrainedModel
+    model, found = loaded
+    _check_complete(resolved, found["missing_keys"])
     model.eval()  # type: ignore[no-untyped-call]
     model.requires_grad_(False)
     return model
+
+
+def _check_complete(resolved: ResolvedReference, missing: Collection[str]) -> None:
+    """Refuse a model of which transformers made up weights: it only warns, and any number would be of noise."""
+    if missing:
+        raise ModelError(
+            f"A model's files must hold all its weights; {resolved.reference} lacks {len(missing)}, such as "
+            f"{min(missing)}. Check that its config.json and .safetensors files belong together."
+        )
 
 
 def _read_tokenizer(resolved: ResolvedReference, source: str) -> PreTrainedTokenizerBase:

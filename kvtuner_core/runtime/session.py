@@ -22,7 +22,7 @@ from kvtuner_core.runtime.provenance import device_memory
 from kvtuner_core.runtime.replay import Banked, Batch, Captured, Precisions, Replayer, leading_full_layers
 from kvtuner_core.runtime.visibility import Layout
 
-_BANK_SHARE = 0.4
+_BANK_SHARE = 0.25
 _SELF_CHECK_KL = {torch.float32: 1e-5, torch.float16: 0.01, torch.bfloat16: 0.1}
 
 

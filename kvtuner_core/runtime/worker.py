@@ -1,6 +1,7 @@
 """What a worker process runs: tasks in, answers out."""
 
 import contextlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -33,6 +34,9 @@ _SESSIONS = 2
 class Runtime:
     """Holds one model and the sessions used last, so that neither is prepared twice.
 
+    Tasks of several threads run one after the other: a pass puts functions of its own into the
+    model.
+
     Args:
         cache_dir: Where conversions of GGUF files are kept.
         roots: Folders that local models must lie in, or ``None`` for no restriction.
@@ -43,6 +47,7 @@ class Runtime:
         self._roots = roots
         self._spec: ModelSpec | None = None
         self._loaded: LoadedModel | None = None
+        self._lock = threading.RLock()
         self._sessions: OrderedDict[EvaluationSpec, Session] = OrderedDict()
 
     def run(self, task: Task, *, emit: Emit | None = None, cancelled: Callable[[], bool] | None = None) -> Answer:
@@ -55,14 +60,15 @@ class Runtime:
         """
         if cancelled is not None and cancelled():
             raise CancelledError("The task was cancelled before it began.")
-        with quiet(), self._out_of_memory():
+        with self._lock, quiet(), self._out_of_memory():
             return self._dispatch(task, emit, cancelled)
 
     def close(self) -> None:
         """Let the model and the sessions go."""
-        self._sessions.clear()
-        self._loaded = None
-        self._spec = None
+        with self._lock:
+            self._sessions.clear()
+            self._loaded = None
+            self._spec = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -113,7 +119,10 @@ class Runtime:
     def _out_of_memory(self) -> Iterator[None]:
         try:
             yield
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
+            # torch raises a plain RuntimeError where the CPU's memory is used up.
+            if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+                raise
             self.close()
             raise ComputeError(
                 "The device ran out of memory. Use fewer prompts, a lower prefix_tokens or max_new_tokens, "

@@ -8,7 +8,7 @@ from queue import SimpleQueue
 from kvtuner_core.domain.runs import Progress, RunKind
 from kvtuner_core.domain.tasks import GenerateTask, Generation, TokenEvent
 from kvtuner_core.errors import InputError
-from kvtuner_core.services.prompt_files import MAX_CHARACTERS
+from kvtuner_core.services.prompt_files import MAX_CHARACTERS, is_unicode
 from kvtuner_core.services.requests import MAX_SEED, MAX_TOKENS, check_between
 from kvtuner_core.services.work import Cancelled, answer_of, never, new_record, start
 from kvtuner_core.services.workspace import Workspace
@@ -23,6 +23,8 @@ def check_generation(task: GenerateTask) -> None:
         raise InputError("A generation needs a prompt; got an empty one. Give some text.")
     if len(task.prompt) > MAX_CHARACTERS:
         raise InputError(f"A prompt has at most {MAX_CHARACTERS} characters; got {len(task.prompt)}. Shorten it.")
+    if not is_unicode(task.prompt):
+        raise InputError("A prompt must be valid Unicode; it holds half a surrogate pair or bytes that are not UTF-8.")
     check_between("max_new_tokens", task.max_new_tokens, 1, MAX_TOKENS)
     check_between("seed", task.seed, 0, MAX_SEED)
     if not 0 <= task.temperature <= 100:

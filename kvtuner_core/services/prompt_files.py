@@ -79,11 +79,14 @@ def _field(where: str, row: dict[str, object], key: str) -> str:
 def _sound(where: str, value: str) -> str:
     if len(value) > MAX_CHARACTERS:
         raise PromptError(f"{where} may have {MAX_CHARACTERS} characters; got {len(value)}. Split the text.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise PromptError(f"{where} must be valid Unicode; it holds half a surrogate pair.") from error
+    if not is_unicode(value):
+        raise PromptError(f"{where} must be valid Unicode; it holds half a surrogate pair.")
     return value
+
+
+def is_unicode(text: str) -> bool:
+    """Whether no tokenizer will stumble over half a surrogate pair (JSON and command lines can bring some)."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _checked(where: str, prompt: Prompt) -> Prompt:

@@ -24,15 +24,20 @@ _LARGEST_ERROR = 1e6
 def build_space(profiles: Sequence[ErrorProfile], pruning: PruningOptions, grouping: GroupingOptions) -> SearchSpace:
     """Prune, then group: what a search chooses from.
 
+    With ``pruning.uniform_choices`` each group may choose the swept pairs of the uniform baselines
+    beside the pairs that its layers kept; which layers share a group does not change.
+
     Raises:
         InputError: If a profile is missing or an option is out of range.
     """
     kept = prune_pairs(profiles, pruning)
-    return SearchSpace(
-        candidates=widest_first(profile.pair for profile in profiles),
-        kept=kept,
-        groups=group_layers(profiles, kept, grouping),
+    candidates = widest_first(profile.pair for profile in profiles)
+    uniform = tuple(pair for pair in BASELINE_PAIRS if pair in candidates) if pruning.uniform_choices else ()
+    groups = tuple(
+        replace(group, pairs=widest_first((*group.pairs, *uniform)))
+        for group in group_layers(profiles, kept, grouping)
     )
+    return SearchSpace(candidates=candidates, kept=kept, groups=groups)
 
 
 def group_layers(

@@ -67,3 +67,14 @@ def test_the_bundled_model_answers_in_full_precision_and_from_a_packed_cache(scr
     expect(screen.page.get_by_text("Cache, measured")).to_have_count(2, timeout=2 * LONG)
     expect(screen.page.get_by_text("Paris").first).to_be_visible()
     screen.check()
+
+
+def test_a_search_is_cancelled_and_resumed_to_its_end(screen, server):
+    screen.open(
+        "search", new="true", model=str(server.home / "tiny"), prefix="64", evaluations="120", population="20", seed="7"
+    )
+    screen.page.get_by_role("button", name="Start the search").click()
+    screen.page.get_by_role("button", name="Cancel").click()
+    screen.page.get_by_role("button", name="Resume").click(timeout=LONG)
+    expect(screen.page.get_by_text("Pick a policy from this front")).to_be_visible(timeout=LONG)
+    screen.check()

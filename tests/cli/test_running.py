@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from kvtuner_core.services.policies import plain_document, save_policy
@@ -48,6 +50,27 @@ def test_a_policy_for_another_model_is_refused(cli, tiny, tmp_path):
     done = cli("generate", "--policy", path, "--model", tiny, "--prompt", "Hello")
     assert done.code == 2
     assert "one entry per cached layer (3); got 5" in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(("--sinks", 4), r"sink_length \(0\); got 4"), (("--residual", 0), r"residual_length \(8\); got 0"),
+     (("--symmetric",), r"symmetric \(False\); got True"),
+     (("--scheme", "kivi", "--group-size", 16), r"group_size \(8\); got 16")],
+)  # fmt: skip
+def test_options_that_contradict_a_policy_file_are_refused(cli, tiny, tmp_path, options, said):
+    path = tmp_path / "policy.json"
+    save_policy(plain_document(_mixed()), path)
+    done = cli("generate", "--policy", path, "--model", tiny, "--prompt", "Hello", *options)
+    assert done.code == 2
+    assert re.search(said, done.err)
+
+
+def test_options_that_say_what_a_policy_file_says_are_welcome(cli, tiny, tmp_path):
+    path = tmp_path / "policy.json"
+    save_policy(plain_document(_mixed()), path)
+    same = ("--scheme", "kivi", "--group-size", 8, "--residual", 8, "--max-new-tokens", 2)
+    assert cli("generate", "--policy", path, "--model", tiny, "--prompt", "Hello", *same).code == 0
 
 
 @pytest.mark.model

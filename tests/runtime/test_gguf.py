@@ -8,6 +8,7 @@ from kvtuner_core.domain.model import DeviceChoice, ModelSpec
 from kvtuner_core.errors import ModelError
 from kvtuner_core.runtime.gguf import converted_folder
 from kvtuner_core.runtime.loading import describe, load
+from tests.fakes import gguf_file
 from tests.fakes.gguf_file import write_tiny_gguf
 
 
@@ -69,3 +70,16 @@ def test_a_full_disk_is_said_before_the_work(file, tmp_path, monkeypatch):
     monkeypatch.setattr("kvtuner_core.runtime.gguf._EXPANSION", 10**12)
     with pytest.raises(ModelError, match="KVTUNER_HOME"):
         converted_folder(file, tmp_path)
+
+
+def test_weights_that_are_not_there_are_never_made_up(tmp_path, monkeypatch):
+    whole = gguf_file._tensors
+
+    def holes(vocabulary):
+        return {name: shape for name, shape in whole(vocabulary).items() if "blk.1.attn_q" not in name}
+
+    monkeypatch.setattr(gguf_file, "_tensors", holes)
+    path = write_tiny_gguf(tmp_path / "holes.gguf")
+    with pytest.raises(ModelError, match=r"lacks 1, such as model\.layers\.1\.self_attn\.q_proj"):
+        converted_folder(path, tmp_path / "cache")
+    assert not list((tmp_path / "cache" / "gguf").glob("[!.]*"))

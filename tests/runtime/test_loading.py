@@ -59,6 +59,19 @@ def test_damaged_files_are_one_clear_line(name, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_weights_that_are_not_there_are_never_made_up(tmp_path):
+    folder = save_tiny(tmp_path / "tiny")
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"num_hidden_layers": 3', '"num_hidden_layers": 4'))
+    with pytest.raises(ModelError, match=r"lacks 9, such as model\.layers\.3\."):
+        load(_spec(folder), cache_dir=tmp_path)
+
+
+def test_tied_weights_are_not_missing(tmp_path):
+    folder = save_tiny(tmp_path / "tiny", tie_word_embeddings=True)
+    assert load(_spec(folder), cache_dir=tmp_path).model.config.tie_word_embeddings
+
+
 def test_code_in_the_folder_is_never_run(tmp_path):
     folder = save_tiny(tmp_path / "tiny")
     text = (folder / "config.json").read_text()

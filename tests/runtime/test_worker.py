@@ -118,9 +118,18 @@ def test_a_model_outside_the_roots_is_refused(tmp_path, model):
         Runtime(cache_dir=tmp_path, roots=(tmp_path,)).run(InspectTask(model=model))
 
 
-def test_running_out_of_memory_is_one_clear_line_and_not_the_end(runtime, model, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "python"],
+)
+def test_running_out_of_memory_is_one_clear_line_and_not_the_end(runtime, model, monkeypatch, error):
     def exhaust(*_args):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore")
+        raise error
 
     with monkeypatch.context() as patched:
         patched.setattr(worker, "Session", exhaust)
@@ -130,13 +139,37 @@ def test_running_out_of_memory_is_one_clear_line_and_not_the_end(runtime, model,
     assert runtime.run(_score(model)).prompts == 3
 
 
-def test_a_task_may_come_from_another_thread(runtime, model):
+def test_tasks_may_come_from_several_threads(runtime, model):
     answers = []
-    for _ in range(2):
-        thread = threading.Thread(target=lambda: answers.append(runtime.run(_score(model)).kl))
+    threads = [threading.Thread(target=lambda: answers.append(runtime.run(_score(model)).kl)) for _ in range(3)]
+    for thread in threads:
         thread.start()
+    for thread in threads:
         thread.join()
-    assert answers[0] == answers[1]
+    assert answers == [runtime.run(_score(model)).kl] * 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("dtype", [DtypeChoice.FLOAT32, DtypeChoice.AUTO])
+def test_a_gpu_gives_the_cpus_numbers(runtime, model, dtype, tmp_path):
+    there = dataclasses.replace(model, device=DeviceChoice.CUDA, dtype=dtype)
+    tolerance = 0.01 if dtype is DtypeChoice.FLOAT32 else 0.3
+    cpu = Runtime(cache_dir=tmp_path)
+    assert runtime.run(InspectTask(model=there)).provenance.device_type == "cuda"
+    assert runtime.run(_score(there, "KV16")).kl.mean == 0
+    for name in ("K4V2", "KV2"):
+        expected = cpu.run(_score(model, name)).kl.mean
+        assert runtime.run(_score(there, name)).kl.mean == pytest.approx(expected, rel=tolerance)
+    found, expected = (
+        one.run(ProfileTask(evaluation=_evaluation(spec), layer=1, pairs=candidate_pairs((2,))))[0]
+        for one, spec in ((runtime, there), (cpu, model))
+    )
+    for name in ("key_error", "value_error", "score_error", "output_error", "kl"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=tolerance)
+    policy = KVPolicy.uniform("K4V4", layers=3, scheme=SCHEME)
+    task = GenerateTask(model=there, policy=policy, prompt="hello", max_new_tokens=8, temperature=1.0)
+    assert len(runtime.run(task).token_ids) > 0
 
 
 @pytest.mark.model

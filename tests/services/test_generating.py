@@ -72,8 +72,8 @@ def test_a_failure_reaches_the_caller(ws, task):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"prompt": " "}, {"prompt": "x" * 200_001}, {"max_new_tokens": 0}, {"temperature": -1.0},
-     {"temperature": float("nan")}, {"seed": -1}],
+    [{"prompt": " "}, {"prompt": "x" * 200_001}, {"prompt": "half \udcff"}, {"max_new_tokens": 0},
+     {"temperature": -1.0}, {"temperature": float("nan")}, {"seed": -1}],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(ws, task, changes):
     with pytest.raises(InputError):
