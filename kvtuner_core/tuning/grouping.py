@@ -7,12 +7,13 @@ paper leaves open what becomes of noise points; `NoiseRule` says it here.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvtuner_core.domain.metrics import ErrorProfile
-from kvtuner_core.domain.precision import PrecisionPair
+from kvtuner_core.domain.precision import BASELINE_PAIRS, PrecisionPair
 from kvtuner_core.domain.study import GroupingOptions, LayerGroup, NoiseRule, PruningOptions, SearchSpace
 from kvtuner_core.errors import InputError
 from kvtuner_core.tuning.profiles import by_layer, widest_first
@@ -34,8 +35,7 @@ def build_space(profiles: Sequence[ErrorProfile], pruning: PruningOptions, group
     candidates = widest_first(profile.pair for profile in profiles)
     uniform = tuple(pair for pair in BASELINE_PAIRS if pair in candidates) if pruning.uniform_choices else ()
     groups = tuple(
-        replace(group, pairs=widest_first((*group.pairs, *uniform)))
-        for group in group_layers(profiles, kept, grouping)
+        replace(group, pairs=widest_first((*group.pairs, *uniform))) for group in group_layers(profiles, kept, grouping)
     )
     return SearchSpace(candidates=candidates, kept=kept, groups=groups)
 

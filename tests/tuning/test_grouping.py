@@ -74,6 +74,16 @@ def test_the_space_counts_what_is_left():
     assert 10**space.log10_after == pytest.approx(3**2)
 
 
+def test_every_group_may_choose_the_uniform_pairs_unless_told_otherwise():
+    dropped = {"KV8": 0.1, "K8V4": 0.9, "K4V8": 0.2, "KV4": 0.3}
+    profiles = _profiles(dropped)
+    published = build_space(profiles, PruningOptions(uniform_choices=False), GroupingOptions())
+    assert published.groups[0].pairs == published.kept[0] == pairs("KV8 K4V8 KV4")
+    widened = build_space(profiles, PruningOptions(), GroupingOptions())
+    assert widened.kept == published.kept
+    assert widened.groups[0].pairs == pairs("KV8 K8V4 K4V8 KV4")
+
+
 @pytest.mark.parametrize("options", [{"eps": 0.0}, {"eps": math.nan}, {"eps": math.inf}, {"min_samples": 0}])
 def test_options_out_of_range_are_refused(options):
     profiles = _profiles(CALM)
