@@ -49,9 +49,10 @@ $(BIN)/python:
 	  || { $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(VENV)/bin/python install -q pip 2>/dev/null; } \
 	  || { rm -rf $(VENV); echo "Python cannot make virtual environments here. Install the missing part with: sudo apt-get install python3-venv"; exit 1; }
 
-$(VENV)/.app: requirements.txt | $(BIN)/python
+$(VENV)/.app: requirements.txt pyproject.toml | $(BIN)/python
 	@echo "Installing what the dashboard needs; this takes a few minutes the first time."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.app | $(BIN)/python
