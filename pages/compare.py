@@ -35,8 +35,8 @@ def from_run() -> Choice | None:
         return None
     offered = policies.offered(result)
     labels = {key: text for key, text in policies.labels(result).items() if not offered[key].policy.is_full}
-    found = headlines.gain(result)
-    middle = policies.identity(found.same_memory) if found and found.same_memory else next(iter(labels))
+    best = headlines.within(result, headlines.middle(result)) if result.front else None
+    middle = policies.identity(best) if best is not None else next(iter(labels))
     with right:
         chosen = address.choose_many(
             "Policies, one or two", labels, name="policy", page=PAGE, default=(middle,), most=MOST

@@ -5,8 +5,8 @@ import streamlit as st
 from kvtuner_core import figures
 from kvtuner_core.domain.study import SearchResult
 from kvtuner_core.services import results
-from pages.components import charts, frame, headlines, jobs, policies, stored
-from pages.components.wording import nats, share
+from pages.components import charts, frame, headlines, jobs, stored
+from pages.components.wording import nats
 from pages.components.workspace import workspace
 
 STEPS = (
@@ -28,7 +28,6 @@ def head() -> None:
 
 def study(result: SearchResult) -> None:
     """The headline picture and numbers of the shipped study."""
-    found = headlines.gain(result)
     picture, words = st.columns([3, 2], gap="large")
     with picture:
         info = figures.pareto_info(result)
@@ -40,8 +39,7 @@ def study(result: SearchResult) -> None:
         )
     with words:
         st.subheader(f"{result.sweep.model.name}, {result.sweep.spec.scheme.name} scheme", anchor=False)
-        if found is not None:
-            numbers(found)
+        budgets(result)
         stored.origin(result)
         st.page_link(
             "pages/tradeoffs.py",
@@ -51,32 +49,29 @@ def study(result: SearchResult) -> None:
         )
 
 
-def numbers(found: headlines.Gain) -> None:
-    """What the search gained over the uniform policy."""
-    base = found.baseline
-    name = policies.name(base)
-    if found.same_memory is not None:
-        best = found.same_memory
-        less = best.kl.mean / base.kl.mean - 1
-        st.metric(
-            f"KL at the memory of {name} ({base.effective_bits:.2f} bits), nats per token",
-            nats(best.kl.mean),
-            delta=f"{100 * less:+.0f}% against {nats(base.kl.mean)}" if less < -0.005 else None,
-            delta_color="inverse",
-            help="Kullback-Leibler divergence from full precision on prompts the search did not see; lower is better.",
+def budgets(result: SearchResult) -> None:
+    """The best searched and the best uniform policy within each budget; the widest gap in words."""
+    steps = headlines.steps(result)
+    gains = [(step.less, step) for step in steps if step.less is not None and step.less > 0]
+    if gains:
+        less, step = max(gains, key=lambda gain: gain[0])
+        st.markdown(
+            f"The gain is widest at a budget of {step.bits:.0f} effective bits: KL from full precision is "
+            f"**{100 * less:.0f}% lower** than with the best uniform policy that fits. In nats per token, on prompts "
+            "the search did not see:"
         )
-    if found.same_quality is not None:
-        fewest = found.same_quality
-        fewer = fewest.effective_bits - base.effective_bits
-        st.metric(
-            f"Effective bits at the quality of {name}",
-            f"{fewest.effective_bits:.2f}",
-            delta=f"{fewer:+.2f} bits" if fewer < -0.005 else None,
-            delta_color="inverse",
-            help="Scales and offsets included.",
-        )
-        score = fewest.evaluation or fewest.calibration
-        st.caption(f"With it, {share(score.top1_agreement)} of the most likely next tokens stay the same.")
+    st.table(
+        {
+            "Budget": [f"{step.bits:.0f} bits" for step in steps],
+            "Searched": [nats(step.searched.kl.mean) for step in steps],
+            "Best uniform": [
+                f"{nats(step.uniform.kl.mean)} ({step.uniform.policy.name})" if step.uniform else "none fits"
+                for step in steps
+            ],
+        },
+        border="horizontal",
+        hide_index=True,
+    )
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ import streamlit as st
 
 from kvtuner_core import figures
 from kvtuner_core.domain.study import SweepResult, SweepSpec
-from kvtuner_core.services import studies
+from kvtuner_core.services import results, studies
 from pages.components import address, charts, failures, frame, jobs, requests, stored
 from pages.components.wording import power_of_ten
 from pages.components.workspace import workspace
@@ -80,9 +80,9 @@ def layer_detail(result: SweepResult) -> None:
     )
 
 
-def show(result: SweepResult) -> None:
+def show(result: SweepResult, *, shipped: bool) -> None:
     """Everything a sweep found."""
-    stored.origin(result)
+    stored.origin(result, shipped=shipped)
     space(result)
     metric = address.switch("Shown", METRICS, name="metric", page="sensitivity")
     left, right = st.columns([3, 2], gap="large")
@@ -131,7 +131,7 @@ def main() -> None:
     jobs.follow(record.id)
     result = stored.sweep_of(record)
     if result is not None:
-        show(result)
+        show(result, shipped=record.id == results.DEMO_RUN)
     elif not record.status.is_live:
         jobs.show_stopped(record)
 

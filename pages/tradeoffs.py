@@ -6,7 +6,7 @@ from kvtuner_core import figures
 from kvtuner_core.domain.runs import RunKind
 from kvtuner_core.domain.study import Candidate, SearchResult
 from kvtuner_core.services.picking import Budget, candidate_gib, pick
-from pages.components import address, charts, failures, frame, jobs, policies, stored
+from pages.components import address, charts, failures, frame, headlines, jobs, policies, stored
 from pages.components.wording import plain
 
 PAGE = "tradeoffs"
@@ -37,7 +37,7 @@ def budget(result: SearchResult) -> Budget:
     bits = [item.effective_bits for item in result.front]
     if kind == "bits":
         bounds = (round(min(bits) + 0.005, 2), round(max(bits) + 0.005, 2), 0.01)
-        middle = min(4.5, bounds[1])
+        middle = headlines.middle(result)
         most = address.slide("Most effective bits", bounds, name="bits", page=PAGE, value=middle, unit="%.2f")
         return Budget(max_bits=most, batch=batch, context=context)
     sizes = [candidate_gib(result, item, batch=batch, context=context) for item in result.front]

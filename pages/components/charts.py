@@ -50,6 +50,8 @@ def show(
     """
     if on_click is not None:
         keep_bright(figure)
+    # A name beside a point at the edge would be cut off.
+    figure.update_traces(cliponaxis=False, selector={"type": "scatter", "mode": "markers+text"})
     chart, numbers = st.tabs(["Chart", "Table"], key=f"{key}-tabs")
     with chart:
         st.plotly_chart(

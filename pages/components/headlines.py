@@ -1,5 +1,6 @@
-"""What a search gained over a uniform policy, in two numbers."""
+"""What a search gained over uniform policies, budget by budget."""
 
+import math
 from dataclasses import dataclass
 
 from kvtuner_core.domain.study import Candidate, SearchResult
@@ -8,36 +9,55 @@ from kvtuner_core.services.picking import Budget, pick
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gain:
-    """A search beside one uniform baseline.
+class Step:
+    """The best policies within one budget.
 
     Attributes:
-        baseline: The uniform policy.
-        same_memory: Best searched policy that needs no more bits than it, or ``None``.
-        same_quality: Narrowest searched policy whose KL is no higher than its, or ``None``.
+        bits: Most effective bits.
+        searched: Best policy of the front.
+        uniform: Best uniform policy that was measured, or ``None`` where none is so narrow.
     """
 
-    baseline: Candidate
-    same_memory: Candidate | None
-    same_quality: Candidate | None
+    bits: float
+    searched: Candidate
+    uniform: Candidate | None
+
+    @property
+    def less(self) -> float | None:
+        """By which share the searched KL is below the uniform one; ``None`` where there is nothing to compare."""
+        if self.uniform is None or self.uniform.kl.mean <= 0:
+            return None
+        return 1 - self.searched.kl.mean / self.uniform.kl.mean
 
 
-def gain(result: SearchResult, name: str = "K4V4") -> Gain | None:
-    """The search beside the uniform policy ``name``, or ``None`` where that was not measured."""
-    baseline = next((item for item in result.baselines if item.policy.name == name), None)
-    if baseline is None:
-        return None
-    as_good = [item for item in result.front if item.kl.mean <= baseline.kl.mean]
-    return Gain(
-        baseline=baseline,
-        same_memory=within(result, baseline.effective_bits),
-        same_quality=min(as_good, key=lambda item: item.effective_bits, default=None),
-    )
+def steps(result: SearchResult) -> tuple[Step, ...]:
+    """The search beside uniform policies within each whole number of effective bits that the front spans."""
+    if not result.front:
+        return ()
+    bits = [item.effective_bits for item in result.front]
+    found = []
+    for most in range(math.ceil(min(bits)), math.ceil(max(bits)) + 1):
+        searched = within(result, most)
+        if searched is not None:
+            found.append(Step(bits=most, searched=searched, uniform=best_uniform(result, most)))
+    return tuple(found)
+
+
+def best_uniform(result: SearchResult, bits: float) -> Candidate | None:
+    """The uniform policy with the lowest KL within some effective bits, or ``None``."""
+    fitting = [item for item in result.baselines if item.effective_bits <= bits]
+    return min(fitting, key=lambda item: item.kl.mean, default=None)
 
 
 def within(result: SearchResult, bits: float) -> Candidate | None:
-    """The best policy within some effective bits, or ``None`` where none is so narrow."""
+    """The best searched policy within some effective bits, or ``None`` where none is so narrow."""
     try:
         return pick(result, Budget(max_bits=bits))
     except InputError:
         return None
+
+
+def middle(result: SearchResult) -> float:
+    """A budget in the middle of the front, in effective bits, to begin with."""
+    bits = [item.effective_bits for item in result.front]
+    return max(round(min(bits) + max(bits)) / 2, min(bits))

@@ -91,11 +91,11 @@ def empty(title: str, text: str, *, page: str = "pages/search.py", link: str = "
         st.page_link(page, label=link, icon=":material/arrow_forward:")
 
 
-def origin(result: SearchResult | SweepResult) -> None:
+def origin(result: SearchResult | SweepResult, *, shipped: bool = False) -> None:
     """Where a study's numbers come from: device, number format, date, versions, and whether it was shipped."""
     source = result.provenance
     versions = ", ".join(f"{name} {version}" for name, version in source.versions)
     with st.container(horizontal=True, vertical_alignment="center"):
-        if isinstance(result, SearchResult) and result.shipped:
+        if shipped or (isinstance(result, SearchResult) and result.shipped):
             st.badge("shipped with the project", icon=":material/inventory_2:", color="violet")
         st.caption(plain(f"{source.device} · {source.dtype} · {moment(source.created)} · {versions}"))
