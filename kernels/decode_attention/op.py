@@ -1,5 +1,6 @@
 """Attention over packed keys and values: the store, the checks, and the choice of implementation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,7 @@ __all__ = [
     "dequantize",
     "pack_keys",
     "pack_values",
+    "supported",
 ]
 
 Implementation = Literal["auto", "reference", "triton"]
@@ -30,11 +32,16 @@ class PackedSide:
 
     Attributes:
         words: ``[B, H_kv, N, 2 * D * bits]`` int32, N blocks of 64 tokens.
-        scales: ``[B, H_kv, N, 128]`` float16 (per token) or ``[B, H_kv, N, 4 * D]`` (per channel).
+        scales: ``[B, H_kv, N, 128 * D / group_size]`` float16 (per token) or ``[B, H_kv, N, 4 * D]``
+            (per channel).
         bits: Bits of a code: 8, 4, 3 or 2.
-        granularity: ``token``: one scale and offset a token and head; ``channel``: one for 32 tokens
-            of a channel (keys only).
+        granularity: ``token``: one scale and offset a token, head and group of channels; ``channel``:
+            one for 32 tokens of a channel (keys only).
         head_dim: Values of a token and head, ``D``.
+        group_size: Channels that share a per-token scale; ``None`` for all of the head.
+        first_block: Logical block held at place 0; above 0 in a later segment of a history.
+        ring: Whether logical block ``b`` lies at place ``b % N``, so that a sliding window goes on
+            for ever in N blocks; what a query sees must then fit in them.
     """
 
     words: Tensor
@@ -42,6 +49,14 @@ class PackedSide:
     bits: int
     granularity: Literal["token", "channel"]
     head_dim: int
+    group_size: int | None = None
+    first_block: int = 0
+    ring: bool = False
+
+    @property
+    def groups(self) -> int:
+        """Groups of channels with a per-token scale of their own."""
+        return self.head_dim // (self.group_size or self.head_dim)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,10 +66,13 @@ class Visible:
     Attributes:
         first: ``[B, Q]`` int32; above 0 behind left padding or a sliding window.
         last: ``[B]`` int32, the number of packed tokens of the sequence.
+        max_tokens: A bound on ``last - first`` that the caller knows: how finely the work is cut is
+            planned for it, and for the store's capacity without it. The result does not depend on it.
     """
 
     first: Tensor
     last: Tensor
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,7 +82,8 @@ class Recent:
     Attributes:
         keys: ``[B, H_kv, R, D]``, in the dtype of the query.
         values: Like ``keys``.
-        mask: ``[B, Q, R]`` bool, true where a query sees a token.
+        mask: ``[B, Q, R]`` bool, true where a query sees a token. Rows that are not seen are not read:
+            they may hold anything.
     """
 
     keys: Tensor
@@ -72,13 +91,60 @@ class Recent:
     mask: Tensor
 
 
+def supported(
+    head_dim: int,
+    *,
+    key_bits: int,
+    value_bits: int,
+    key_granularity: str = "token",
+    key_group: int | None = None,
+    value_group: int | None = None,
+) -> str | None:
+    """Whether the packed layout can hold such a layer.
+
+    Args:
+        head_dim: Values of a token and head.
+        key_bits: 8, 4, 3 or 2.
+        value_bits: Likewise.
+        key_granularity: ``token`` or ``channel``.
+        key_group: Channels that share a per-token scale (tokens, if per channel); ``None`` for the
+            only size possible there: all channels, or 32 tokens.
+        value_group: Channels that share a scale of a value; ``None`` for all.
+
+    Returns:
+        ``None`` if it can, otherwise the rule that is broken, as a sentence.
+    """
+    for side, bits in (("keys", key_bits), ("values", value_bits)):
+        if bits not in (8, 4, 3, 2):
+            return f"bits must be 8, 4, 3 or 2; got {bits!r}. Keep 16-bit tensors as they are."
+        unit = {8: 16, 4: 16, 2: 32, 3: 64}[bits]
+        if head_dim % unit:
+            return f"head_dim must be a multiple of {unit} at {bits} bits; got {head_dim} ({side})."
+        if head_dim > 256:
+            return f"head_dim must be at most 256; got {head_dim}."
+    if key_granularity == "channel":
+        if key_group not in (None, CHANNEL_GROUP):
+            return f"per-channel keys must have groups of {CHANNEL_GROUP} tokens; got {key_group}."
+        key_group = None
+    return _group_reason(head_dim, "keys", key_group) or _group_reason(head_dim, "values", value_group)
+
+
+def _group_reason(head_dim: int, side: str, size: int | None) -> str | None:
+    if size in (None, head_dim) or (size in (16, 32, 64, 128) and head_dim % size == 0):
+        return None
+    return (
+        f"per-token groups of {side} must be 16, 32, 64 or 128 channels and divide head_dim ({head_dim}), "
+        f"or be head_dim; got {size}."
+    )
+
+
 def pack_keys(codes: Tensor, scale: Tensor, offset: Tensor, *, bits: int) -> PackedSide:
     """Lay key codes out for `decode_attention`.
 
     Args:
         codes: ``[B, H_kv, T, D]`` uint8, each below ``2^bits``.
-        scale: ``[B, H_kv, T]`` (per token) or ``[B, H_kv, T / 32, D]`` (per channel, T a multiple of
-            32); a key is ``code * scale + offset``.
+        scale: ``[B, H_kv, T]`` or ``[B, H_kv, T, groups]`` (per token), or ``[B, H_kv, T / 32, D]``
+            (per channel, T a multiple of 32); a key is ``code * scale + offset``.
         offset: Like ``scale``.
         bits: 8, 4, 3 or 2.
 
@@ -88,42 +154,57 @@ def pack_keys(codes: Tensor, scale: Tensor, offset: Tensor, *, bits: int) -> Pac
     Raises:
         ValueError: If an argument breaks one of these rules.
     """
+    if scale.ndim != 4 or scale.shape[2] == codes.shape[2]:
+        return _pack(codes, scale, offset, bits=bits, keys=True)
     _check_codes(codes, bits)
-    channel = scale.ndim == 4
-    expected = (*codes.shape[:2], codes.shape[2] // CHANNEL_GROUP, codes.shape[3]) if channel else codes.shape[:3]
-    if scale.shape != expected or offset.shape != expected or (channel and codes.shape[2] % CHANNEL_GROUP):
+    expected = (*codes.shape[:2], codes.shape[2] // CHANNEL_GROUP, codes.shape[3])
+    if scale.shape != expected or offset.shape != expected or codes.shape[2] % CHANNEL_GROUP:
         raise ValueError(f"scale and offset must be {list(expected)}; got {list(scale.shape)}, {list(offset.shape)}.")
-    words = reference.pack_keys(_pad(codes, BLOCK), bits)
-    if channel:
-        unit = BLOCK // CHANNEL_GROUP
-        scales = reference.pack_channel_scales(_pad(scale, unit), _pad(offset, unit))
-    else:
-        scales = reference.pack_token_scales(_pad(scale, BLOCK), _pad(offset, BLOCK))
-    granularity: Literal["token", "channel"] = "channel" if channel else "token"
-    return PackedSide(words=words, scales=scales, bits=bits, granularity=granularity, head_dim=codes.shape[3])
+    unit = BLOCK // CHANNEL_GROUP
+    return PackedSide(
+        words=reference.pack_keys(_pad(codes, BLOCK), bits),
+        scales=reference.pack_channel_scales(_pad(scale, unit), _pad(offset, unit)),
+        bits=bits,
+        granularity="channel",
+        head_dim=codes.shape[3],
+    )
 
 
 def pack_values(codes: Tensor, scale: Tensor, offset: Tensor, *, bits: int) -> PackedSide:
-    """Lay value codes out for `decode_attention`; as `pack_keys`, with per-token scales ``[B, H_kv, T]``."""
+    """Lay value codes out for `decode_attention`; as `pack_keys`, with per-token scales only."""
+    return _pack(codes, scale, offset, bits=bits, keys=False)
+
+
+def _pack(codes: Tensor, scale: Tensor, offset: Tensor, *, bits: int, keys: bool) -> PackedSide:
+    """A side with per-token scales."""
     _check_codes(codes, bits)
-    if scale.shape != codes.shape[:3] or offset.shape != codes.shape[:3]:
+    scale, offset = (x.unsqueeze(-1) if x.ndim == 3 else x for x in (scale, offset))
+    if scale.shape[:3] != codes.shape[:3] or scale.ndim != 4 or offset.shape != scale.shape:
         raise ValueError(
-            f"scale and offset must be {list(codes.shape[:3])}; got {list(scale.shape)}, {list(offset.shape)}."
+            f"scale and offset must be {list(codes.shape[:3])}, or have the groups of a token as a fourth "
+            f"dimension; got {list(scale.shape)}, {list(offset.shape)}."
         )
+    dim, groups = codes.shape[3], scale.shape[3]
+    size = dim // groups
+    reason = supported(dim, key_bits=bits, value_bits=bits, value_group=size)
+    if reason or size * groups != dim:
+        raise ValueError(reason or f"groups must divide head_dim ({dim}); got {groups}.")
+    pack = reference.pack_keys if keys else reference.pack_values
     return PackedSide(
-        words=reference.pack_values(_pad(codes, BLOCK), bits),
+        words=pack(_pad(codes, BLOCK), bits),
         scales=reference.pack_token_scales(_pad(scale, BLOCK), _pad(offset, BLOCK)),
         bits=bits,
         granularity="token",
-        head_dim=codes.shape[3],
+        head_dim=dim,
+        group_size=None if groups == 1 else size,
     )
 
 
 def decode_attention(
     query: Tensor,
-    keys: PackedSide,
+    keys: PackedSide | Sequence[PackedSide],
     *,
-    values: PackedSide,
+    values: PackedSide | Sequence[PackedSide],
     visible: Visible,
     recent: Recent | None = None,
     scale: float | None = None,
@@ -134,8 +215,8 @@ def decode_attention(
     Args:
         query: ``[B, H, Q, D]``, bfloat16 or float16 (the reference takes float32, too); H a multiple
             of H_kv, neighbouring query heads share a key head.
-        keys: The packed keys.
-        values: The packed values, as many blocks as the keys.
+        keys: The packed keys, or the segments of a history that lies in several buffers.
+        values: The packed values, as many segments and blocks as the keys.
         visible: Which packed tokens each query sees.
         recent: Tokens in full precision; ``None`` if there are none.
         scale: Factor of the scores; ``D ** -0.5`` by default.
@@ -147,13 +228,14 @@ def decode_attention(
     Raises:
         ValueError: If shapes or dtypes do not fit.
     """
-    _check(query, keys, values, visible, recent)
+    segments = _segments(keys, values)
+    _check(query, segments, visible, recent)
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     if implementation == "triton" or (implementation == "auto" and query.is_cuda):
         from kernels.decode_attention import triton_impl
 
-        return triton_impl.decode_attention(query, keys, values, visible, recent, factor)
-    return _reference(query, keys, values, visible, recent, scale=factor)
+        return triton_impl.decode_attention(query, segments, visible, recent, factor)
+    return _reference(query, segments, visible, recent, scale=factor)
 
 
 def dequantize(side: PackedSide, *, keys: bool) -> Tensor:
@@ -164,20 +246,53 @@ def dequantize(side: PackedSide, *, keys: bool) -> Tensor:
         scale, offset = reference.unpack_channel_scales(side.scales.float(), side.head_dim)
         scale, offset = (x.repeat_interleave(CHANNEL_GROUP, dim=2) for x in (scale, offset))
     else:
-        scale, offset = (x.unsqueeze(-1) for x in reference.unpack_token_scales(side.scales.float()))
+        scale, offset = reference.unpack_token_scales(side.scales.float())
+        size = side.head_dim // side.groups
+        scale, offset = (x.repeat_interleave(size, dim=3) for x in (scale, offset))
     return codes * scale + offset
 
 
+def _segments(
+    keys: PackedSide | Sequence[PackedSide], values: PackedSide | Sequence[PackedSide]
+) -> tuple[tuple[PackedSide, PackedSide], ...]:
+    k = (keys,) if isinstance(keys, PackedSide) else tuple(keys)
+    v = (values,) if isinstance(values, PackedSide) else tuple(values)
+    if not k or len(k) != len(v):
+        raise ValueError(f"keys and values must have as many segments, one at least; got {len(k)} and {len(v)}.")
+    return tuple(zip(k, v, strict=True))
+
+
+def _positions(side: PackedSide, last: Tensor) -> Tensor:
+    """Token ``[B, T]`` at each place of a segment; a ring holds the blocks up to the last one's."""
+    blocks = side.words.shape[2]
+    place = torch.arange(blocks, device=last.device)
+    newest = (last[:, None].long() - 1) // BLOCK
+    logical = (
+        newest - (newest - place) % max(1, blocks) if side.ring else (place + side.first_block).expand(len(last), -1)
+    )
+    within = torch.arange(BLOCK, device=last.device)
+    return (logical[..., None] * BLOCK + within).flatten(1)
+
+
 def _reference(
-    query: Tensor, keys: PackedSide, values: PackedSide, visible: Visible, recent: Recent | None, *, scale: float
+    query: Tensor,
+    segments: tuple[tuple[PackedSide, PackedSide], ...],
+    visible: Visible,
+    recent: Recent | None,
+    *,
+    scale: float,
 ) -> Tensor:
-    k, v = dequantize(keys, keys=True), dequantize(values, keys=False)
-    at = torch.arange(k.shape[2], device=query.device)
+    k = torch.cat([dequantize(side, keys=True) for side, _ in segments], dim=2)
+    v = torch.cat([dequantize(side, keys=False) for _, side in segments], dim=2)
+    at = torch.cat([_positions(side, visible.last) for side, _ in segments], dim=1)[:, None]
     mask = (at >= visible.first[..., None]) & (at < visible.last[:, None, None])
     if recent is not None:
         k = torch.cat((k, recent.keys.float()), dim=2)
         v = torch.cat((v, recent.values.float()), dim=2)
         mask = torch.cat((mask, recent.mask), dim=2)
+    # places that nobody sees may hold anything, NaN included
+    unseen = ~mask.any(dim=1)[:, None, :, None]
+    k, v = k.masked_fill(unseen, 0.0), v.masked_fill(unseen, 0.0)
     return reference.attend(query.float(), k, v, mask, scale).to(query.dtype)
 
 
@@ -192,15 +307,30 @@ def _check_codes(codes: Tensor, bits: int) -> None:
         raise ValueError(f"bits must be 8, 4, 3 or 2; got {bits!r}. Keep 16-bit tensors as they are.")
     if codes.ndim != 4 or codes.dtype != torch.uint8:
         raise ValueError(f"codes must be uint8 [B, H_kv, T, D]; got {codes.dtype} {list(codes.shape)}.")
-    unit = 64 if bits == 3 else 32
-    if codes.shape[3] % unit:
-        raise ValueError(f"head_dim must be a multiple of {unit} at {bits} bits; got {codes.shape[3]}.")
+    reason = supported(codes.shape[3], key_bits=bits, value_bits=bits)
+    if reason:
+        raise ValueError(reason)
 
 
-def _check(query: Tensor, keys: PackedSide, values: PackedSide, visible: Visible, recent: Recent | None) -> None:
-    if query.ndim != 4 or keys.words.ndim != 4:
+def _check(
+    query: Tensor, segments: tuple[tuple[PackedSide, PackedSide], ...], visible: Visible, recent: Recent | None
+) -> None:
+    if query.ndim != 4 or any(keys.words.ndim != 4 for keys, _ in segments):
         raise ValueError(f"query must be [B, H, Q, D]; got {list(query.shape)}.")
     b, heads, count, dim = query.shape
+    for keys, values in segments:
+        _check_segment(keys, values, b=b, heads=heads, dim=dim)
+    if any(side.ring for pair in segments for side in pair) and (
+        len(segments) > 1 or not all(side.ring for side in segments[0])
+    ):
+        raise ValueError("a ring must be the only segment, of keys and of values.")
+    if visible.first.shape != (b, count) or visible.last.shape != (b,):
+        raise ValueError(f"visible must be [{b}, {count}] and [{b}]; got {list(visible.first.shape)}.")
+    if recent is not None and recent.mask.shape != (b, count, recent.keys.shape[2]):
+        raise ValueError(f"recent.mask must be {[b, count, recent.keys.shape[2]]}; got {list(recent.mask.shape)}.")
+
+
+def _check_segment(keys: PackedSide, values: PackedSide, *, b: int, heads: int, dim: int) -> None:
     kv_heads = keys.words.shape[1]
     if keys.head_dim != dim or values.head_dim != dim or heads % kv_heads:
         raise ValueError(
@@ -214,7 +344,8 @@ def _check(query: Tensor, keys: PackedSide, values: PackedSide, visible: Visible
         )
     if values.granularity != "token":
         raise ValueError(f"values must have per-token scales; got {values.granularity!r}.")
-    if visible.first.shape != (b, count) or visible.last.shape != (b,):
-        raise ValueError(f"visible must be [{b}, {count}] and [{b}]; got {list(visible.first.shape)}.")
-    if recent is not None and recent.mask.shape != (b, count, recent.keys.shape[2]):
-        raise ValueError(f"recent.mask must be {[b, count, recent.keys.shape[2]]}; got {list(recent.mask.shape)}.")
+    for side in (keys, values):
+        size = 4 * dim if side.granularity == "channel" else 2 * BLOCK * side.groups
+        if side.scales.shape != (*side.words.shape[:3], size):
+            expected = [*side.words.shape[:3], size]
+            raise ValueError(f"scales must be {expected}; got {list(side.scales.shape)}.")

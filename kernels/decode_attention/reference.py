@@ -19,10 +19,12 @@ So the codes of a key byte differ in the token and those of a value byte in the 
 ``2^(bits * c)`` a masked code carries goes into a row's scale. 3 bits are a plane of 2 bits (bits 1
 and 0 of the codes), then a plane of 1 bit (bit 2), each laid out as above (``n`` = 8 for 1 bit).
 
-Scales are float16 pairs (scale, offset). Per token, one pair a token, 64 pairs a block, that of
-token ``8 * u + g`` at place ``8 * g + u``. Per channel (keys), groups of 32 tokens: two groups a
-block, in each ``D`` scales, then ``D`` offsets, that of channel ``32 * w + 16 * r + 4 * t + j`` at
-place ``32 * w + 8 * t + 4 * r + (0, 2, 1, 3)[j]``.
+Scales are float16 pairs (scale, offset). Per token, one pair a token and group of channels, 64 pairs
+a block and group, that of token ``8 * u + g`` at place ``8 * g + u``, one group after the other. Per
+channel (keys), groups of 32 tokens: two groups a block, in each ``D`` scales, then ``D`` offsets, that
+of channel ``32 * w + 16 * r + 4 * t + j`` at place ``32 * w + 8 * t + 4 * r + (0, 2, 1, 3)[j]``; if D is
+an odd multiple of 16, the last 16 channels (``w = D // 32``, r = 0) lie at
+``32 * w + 4 * t + (0, 2, 1, 3)[j]``.
 """
 
 import torch
@@ -98,33 +100,45 @@ def unpack_values(words: Tensor, bits: int, head_dim: int) -> Tensor:
 
 
 def pack_token_scales(scale: Tensor, offset: Tensor) -> Tensor:
-    """Pairs of per-token scales: two ``[B, H, T]`` to ``[B, H, T / 64, 128]`` float16."""
-    b, h, tokens = scale.shape
+    """Pairs of per-token scales: two ``[B, H, T, groups]`` to ``[B, H, T / 64, 128 * groups]`` float16."""
+    b, h, tokens, groups = scale.shape
     pairs = torch.stack((scale, offset), dim=-1).to(torch.float16)
-    return pairs.reshape(b, h, tokens // BLOCK, 8, 8, 2).transpose(3, 4).reshape(b, h, tokens // BLOCK, 2 * BLOCK)
+    pairs = pairs.reshape(b, h, tokens // BLOCK, 8, 8, groups, 2).permute(0, 1, 2, 5, 4, 3, 6)
+    return pairs.reshape(b, h, tokens // BLOCK, 2 * BLOCK * groups)
 
 
 def unpack_token_scales(scales: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and offset ``[B, H, T]`` of what `pack_token_scales` returned."""
-    b, h, blocks, _ = scales.shape
-    pairs = scales.reshape(b, h, blocks, 8, 8, 2).transpose(3, 4).reshape(b, h, blocks * BLOCK, 2)
+    """Scale and offset ``[B, H, T, groups]`` of what `pack_token_scales` returned."""
+    b, h, blocks, size = scales.shape
+    groups = size // (2 * BLOCK)
+    pairs = scales.reshape(b, h, blocks, groups, 8, 8, 2).permute(0, 1, 2, 5, 4, 3, 6)
+    pairs = pairs.reshape(b, h, blocks * BLOCK, groups, 2)
     return pairs[..., 0], pairs[..., 1]
 
 
 def pack_channel_scales(scale: Tensor, offset: Tensor) -> Tensor:
     """Per-channel scales: two ``[B, H, T / 32, D]`` to ``[B, H, T / 64, 4 * D]`` float16."""
     b, h, groups, dim = scale.shape
-    x = torch.stack((scale, offset), dim=3).to(torch.float16)
-    x = x.reshape(b, h, groups, 2, dim // 32, 2, 4, 4)[..., list(_SWAP)]
-    return x.transpose(5, 6).reshape(b, h, groups // 2, 4 * dim)
+    x = torch.stack((scale, offset), dim=3).to(torch.float16)[..., _channel_order(dim)]
+    return x.reshape(b, h, groups // 2, 4 * dim)
 
 
 def unpack_channel_scales(scales: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
     """Scale and offset ``[B, H, T / 32, D]`` of what `pack_channel_scales` returned."""
     b, h, blocks, _ = scales.shape
-    x = scales.reshape(b, h, blocks * 2, 2, head_dim // 32, 4, 2, 4).transpose(5, 6)[..., list(_SWAP)]
-    x = x.reshape(b, h, blocks * 2, 2, head_dim)
-    return x[..., 0, :], x[..., 1, :]
+    x = scales.reshape(b, h, blocks * 2, 2, head_dim)
+    back = torch.empty_like(x)
+    back[..., _channel_order(head_dim)] = x
+    return back[..., 0, :], back[..., 1, :]
+
+
+def _channel_order(head_dim: int) -> Tensor:
+    """The channel whose scale lies at each place."""
+    place = torch.arange(head_dim)
+    rest = place >= head_dim // 32 * 32
+    swapped = torch.tensor(_SWAP)[place % 4]
+    whole = place // 32 * 32 + place % 8 // 4 * 16 + place % 32 // 8 * 4 + swapped
+    return torch.where(rest, place // 4 * 4 + swapped, whole)
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:

@@ -179,36 +179,62 @@ def _lane_pairs(x, S: gl.constexpr):
 
 
 @gluon.jit
-def _load_scales(p_scales, RUNS: gl.constexpr, layout: gl.constexpr):
-    """Per-token pairs of a block (one load), or per-channel scales of a group (``RUNS`` loads of 16 words)."""
+def _load_pairs(p_scales, GROUPS: gl.constexpr, layout: gl.constexpr):
+    """Per-token pairs of a block, 64 words a group of channels."""
     out = ()
-    if RUNS == 0:
-        out = (gl.load(p_scales + gl.arange(0, 64, layout=layout)),)
-    for c in gl.static_range(RUNS):
-        out = out + (gl.load(p_scales + c * 16 + gl.arange(0, 16, layout=layout)),)
+    for c in gl.static_range(GROUPS):
+        out = out + (gl.load(p_scales + c * 64 + gl.arange(0, 64, layout=layout)),)
     return out
 
 
 @gluon.jit
-def _scores_int(words, FIRST: gl.constexpr, q, BITS: gl.constexpr, D: gl.constexpr, L: gl.constexpr):
-    """Eight tensors: the products of octets u = 0 to 7 of the block's tokens with the query of lane t."""
+def _load_channels(p_scales, D: gl.constexpr, quads: gl.constexpr, twos: gl.constexpr):
+    """Per-channel scales of a block: scales and offsets of two groups, runs of 16 words and a rest of 8."""
+    out = ()
+    for part in gl.static_range(4):
+        for c in gl.static_range(D // 32):
+            out = out + (gl.load(p_scales + part * (D // 2) + c * 16 + gl.arange(0, 16, layout=quads)),)
+        if D % 32 != 0:
+            out = out + (gl.load(p_scales + part * (D // 2) + D // 32 * 16 + gl.arange(0, 8, layout=twos)),)
+    return out
+
+
+@gluon.jit
+def _scores_int(
+    words,
+    FIRST: gl.constexpr,
+    q,
+    W0: gl.constexpr,
+    W1: gl.constexpr,
+    BITS: gl.constexpr,
+    D: gl.constexpr,
+    L: gl.constexpr,
+):
+    """Eight tensors: the products of octets u = 0 to 7 of the block's tokens with the query of lane t.
+
+    Over the channels of words ``W0`` to ``W1``, 16 each.
+    """
     N: gl.constexpr = 8 // BITS
     W: gl.constexpr = D // 16
     out = ()
     for mb in gl.static_range(4):
         zero = gl.full([8, 4], 0, gl.int32, layout=L)
         c = (zero, zero, zero, zero)
-        for w in gl.static_range(0, W, 2):
+        for w in gl.static_range(W0, W1, 2):
             a0 = words[FIRST + (2 * mb // N) * W + w]
             a1 = words[FIRST + ((2 * mb + 1) // N) * W + w]
-            a2 = words[FIRST + (2 * mb // N) * W + w + 1]
-            a3 = words[FIRST + ((2 * mb + 1) // N) * W + w + 1]
             if BITS < 8:
                 a0 = a0 & _byte_mask(BITS, 2 * mb % N)
                 a1 = a1 & _byte_mask(BITS, (2 * mb + 1) % N)
-                a2 = a2 & _byte_mask(BITS, 2 * mb % N)
-                a3 = a3 & _byte_mask(BITS, (2 * mb + 1) % N)
-            c = _mma_signed(a0, a1, a2, a3, q[w], q[w + 1], c)
+            if w + 1 < W1:
+                a2 = words[FIRST + (2 * mb // N) * W + w + 1]
+                a3 = words[FIRST + ((2 * mb + 1) // N) * W + w + 1]
+                if BITS < 8:
+                    a2 = a2 & _byte_mask(BITS, 2 * mb % N)
+                    a3 = a3 & _byte_mask(BITS, (2 * mb + 1) % N)
+                c = _mma_signed(a0, a1, a2, a3, q[w], q[w + 1], c)
+            else:
+                c = _mma_signed(a0, a1, zero, zero, q[w], zero, c)
         out = out + ((c[0] * 128 + c[1]).to(gl.float32) * (2.0 ** -(BITS * (2 * mb % N))),)
         out = out + ((c[2] * 128 + c[3]).to(gl.float32) * (2.0 ** -(BITS * ((2 * mb + 1) % N))),)
     return out
@@ -240,11 +266,11 @@ def _scores_half(words, FIRST: gl.constexpr, q0, q1, BITS: gl.constexpr, D: gl.c
 
 
 @gluon.jit
-def _weighted(words, FIRST: gl.constexpr, p, BITS: gl.constexpr, D: gl.constexpr, L: gl.constexpr):
-    """D / 8 tensors: sums over the block's tokens for channels 8 e + g, times ``2^(BITS * (e % N))``."""
+def _weighted(words, FIRST: gl.constexpr, p, E0: gl.constexpr, E1: gl.constexpr, BITS: gl.constexpr, L: gl.constexpr):
+    """For e from ``E0`` to ``E1``: sums over the block's tokens for channels 8 e + g, times ``2^(BITS * (e % N))``."""
     N: gl.constexpr = 8 // BITS
     out = ()
-    for e in gl.static_range(0, D // 8, 2):
+    for e in gl.static_range(E0, E1, 2):
         zero = gl.full([8, 4], 0, gl.int32, layout=L)
         c = (zero, zero, zero, zero)
         for h in gl.static_range(0, 4, 2):
@@ -289,22 +315,28 @@ def _half_queries(values, inverse, limb, D: gl.constexpr):
 
 
 @gluon.jit
-def _channel_words(loaded, FIRST: gl.constexpr, RUNS: gl.constexpr, T: gl.constexpr, L: gl.constexpr):
+def _channel_words(loaded, PART: gl.constexpr, D: gl.constexpr, T: gl.constexpr, L: gl.constexpr):
+    RUNS: gl.constexpr = D // 32
+    FIRST: gl.constexpr = PART * ((D + 31) // 32)
+    wide = gl.full([8, 4], 0, gl.int32, layout=L)
     out = ()
     for c in gl.static_range(RUNS):
         a, b = gl.split(loaded[FIRST + c].reshape([4, 2, 2]))
         four = _four(a, b, T)
         for v in gl.static_range(4):
-            out = out + (gl.full([8, 4], 0, gl.int32, layout=L) + four[v][None, :],)
+            out = out + (wide + four[v][None, :],)
+    if D % 32 != 0:
+        a, b = gl.split(loaded[FIRST + RUNS].reshape([4, 2]))
+        out = out + (wide + gl.convert_layout(a, T, assert_trivial=True)[None, :],)
+        out = out + (wide + gl.convert_layout(b, T, assert_trivial=True)[None, :],)
     return out
 
 
 @gluon.jit
 def _fold(q, loaded, GROUP_AT: gl.constexpr, D: gl.constexpr, T: gl.constexpr, L: gl.constexpr):
     """Queries times the channel scales of a group of 32 tokens, and their product with the offsets."""
-    RUNS: gl.constexpr = D // 32
-    scale = _channel_words(loaded, GROUP_AT * 2 * RUNS, RUNS, T, L)
-    offset = _channel_words(loaded, (GROUP_AT * 2 + 1) * RUNS, RUNS, T, L)
+    scale = _channel_words(loaded, GROUP_AT * 2, D, T, L)
+    offset = _channel_words(loaded, GROUP_AT * 2 + 1, D, T, L)
     zero = gl.full([8, 4], 0.0, gl.float32, layout=L)
     c = (zero, zero, zero, zero)
     out = ()
@@ -328,7 +360,10 @@ def decode_kernel(
     p_out,
     p_stats,
     scale,
-    blocks_per_split,
+    origin,
+    blocks,
+    part_first,
+    part_count,
     key_stride,
     key_scale_stride,
     value_stride,
@@ -340,15 +375,27 @@ def decode_kernel(
     V_BITS: gl.constexpr,
     D: gl.constexpr,
     CHANNEL: gl.constexpr,
+    K_GROUPS: gl.constexpr,
+    V_GROUPS: gl.constexpr,
+    RING: gl.constexpr,
+    MIN_BLOCKS: gl.constexpr,
     EARLY: gl.constexpr,
+    CHAINED: gl.constexpr,
 ):
-    """One split of one KV head for four query rows; strides are 32-bit words from one head to the next."""
+    """One split of one KV head for four query rows; strides are 32-bit words from one head to the next.
+
+    The segment holds ``blocks`` blocks from token ``origin`` on; its splits are ``part_first`` and on
+    of ``part_count`` in the buffers. The visible blocks are dealt out evenly to the splits, here, so
+    that one grid serves every length.
+    """
     W: gl.constexpr = D // 16
     E: gl.constexpr = D // 8
     K_BLOCK: gl.constexpr = 2 * D * K_BITS
     V_BLOCK: gl.constexpr = 2 * D * V_BITS
-    KS_BLOCK: gl.constexpr = 2 * D if CHANNEL else 64
-    KS_RUNS: gl.constexpr = D // 8 if CHANNEL else 0
+    KS_BLOCK: gl.constexpr = 2 * D if CHANNEL else 64 * K_GROUPS
+    VS_BLOCK: gl.constexpr = 64 * V_GROUPS
+    KW: gl.constexpr = D // 16 // K_GROUPS
+    VE: gl.constexpr = D // 8 // V_GROUPS
     K_RUNS: gl.constexpr = K_BLOCK // 128
     V_RUNS: gl.constexpr = V_BLOCK // 128
     K_MAIN: gl.constexpr = 2 if K_BITS == 3 else K_BITS
@@ -371,7 +418,13 @@ def decode_kernel(
         block_bases=[],
         shape=[16],
     )
-    key_pairs: gl.constexpr = quads if CHANNEL else pairs
+    twos: gl.constexpr = gl.DistributedLinearLayout(
+        reg_bases=[[1]],
+        lane_bases=[[2], [4], [0], [0], [0]],
+        warp_bases=[],
+        block_bases=[],
+        shape=[8],
+    )
 
     if EARLY:
         gl.inline_asm_elementwise(
@@ -384,23 +437,35 @@ def decode_kernel(
     t = gl.arange(0, 4, layout=T)
     row = gl.program_id(2) * 4 + t
     first = gl.load(p_first + batch * count + row % count, mask=row < rows, other=0x7FFFFFFF)
+    last = gl.load(p_last + batch) - origin
+    first = gl.maximum(first - origin, 0)
     lowest = gl.min(first, axis=0)
     highest = gl.max(gl.where(row < rows, first, 0), axis=0)
-    last = gl.load(p_last + batch)
-    lo = gl.maximum(split * blocks_per_split, lowest // 64)
-    hi = gl.minimum((split + 1) * blocks_per_split, (last + 63) // 64)
+    if not RING:
+        last = gl.minimum(last, blocks * 64)
+    whole = (gl.maximum(last, 0) + 63) // 64
+    splits = gl.num_programs(0)
+    per_split = gl.maximum((whole - lowest // 64 + splits - 1) // splits, MIN_BLOCKS)
+    lo = lowest // 64 + split * per_split
+    hi = gl.minimum(lo + per_split, whole)
+    if lo >= hi:
+        if CHAINED:
+            gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
+        return
 
     p_k = p_keys + head.to(gl.int64) * key_stride
     p_ks = p_key_scales + head.to(gl.int64) * key_scale_stride
     p_v = p_values + head.to(gl.int64) * value_stride
     p_vs = p_value_scales + head.to(gl.int64) * value_scale_stride
-    # the first tile is on its way while the queries are prepared; an empty split reads a block that is there
-    at = gl.maximum(gl.minimum(lo, hi - 1), 0)
+    # the first tile is on its way while the queries are prepared
+    at = lo % blocks if RING else lo
     k_words = _load_words(p_k + at * K_BLOCK, K_RUNS, run)
-    if not CHANNEL:
-        k_scales = _load_scales(p_ks + at * KS_BLOCK, KS_RUNS, key_pairs)
+    # what is wide is loaded late: held over a whole turn, its registers would cost a third of the programs
+    if (not CHANNEL) and K_GROUPS == 1:
+        k_scales = _load_pairs(p_ks + at * KS_BLOCK, 1, pairs)
     v_words = _load_words(p_v + at * V_BLOCK, V_RUNS, run)
-    v_scales = _load_scales(p_vs + at * 64, 0, pairs)
+    if V_GROUPS == 1:
+        v_scales = _load_pairs(p_vs + at * VS_BLOCK, 1, pairs)
 
     # queries by columns of the operand: row g / 2, limb g % 2
     column = gl.program_id(2) * 4 + g // 2
@@ -408,7 +473,7 @@ def decode_kernel(
     zero = gl.full([8, 4], 0.0, gl.float32, layout=L)
     values = ()
     top = zero
-    total = zero
+    totals = ()
     for i in gl.static_range(W * 4):
         d = t[None, :] * 4 + (i // 4) * 16 + i % 4
         q = gl.load(
@@ -416,121 +481,175 @@ def decode_kernel(
         )
         values = values + (q.to(gl.float32),)
         top = gl.maximum(top, gl.abs(values[i]))
-        total = total + values[i]
+    for group in gl.static_range(K_GROUPS):
+        total = zero
+        for i in gl.static_range(group * KW * 4, (group + 1) * KW * 4):
+            total = total + values[i]
+        totals = totals + (total,)
     top = gl.maximum(gl.max(top, axis=1), 1e-30)
     if CHANNEL:
         # a power of two above the largest, so that a product with any float16 scale stays finite
         exponent = (top.to(gl.int32, bitcast=True) & 0x7F800000) + (1 << 23)
         unit = exponent.to(gl.float32, bitcast=True)
         q_half = _half_queries(values, (1.0 / unit)[:, None], limb, D)
-        bias = gl.full([4], 0.0, gl.float32, layout=T)
+        bias = ()
     else:
         unit = top * (1.0 / 16256.0)
         q_byte = _byte_queries(values, (16256.0 / top)[:, None], limb, D, L)
-        total = gl.sum(total, axis=1) * (16256.0 / top)
-        bias = gl.convert_layout(gl.max(total.reshape([4, 2]), axis=1), T)
+        bias = ()
+        for group in gl.static_range(K_GROUPS):
+            total = gl.sum(totals[group], axis=1) * (16256.0 / top)
+            bias = bias + (gl.convert_layout(gl.max(total.reshape([4, 2]), axis=1), T),)
     alpha = gl.convert_layout(gl.max(unit.reshape([4, 2]), axis=1), T) * (scale * _LOG2E)
 
     peak = gl.full([4], -1e30, gl.float32, layout=T)
     norm = zero
-    shift = zero
+    shift = ()
+    for group in gl.static_range(V_GROUPS):
+        shift = shift + (zero,)
     acc = ()
     for e in gl.static_range(E):
         acc = acc + (zero,)
     for block in range(lo, hi):
         following = gl.minimum(block + 1, hi - 1)
+        if not RING:
+            at = block
+        else:
+            following = gl.where(block + 1 < hi, gl.where(at + 1 < blocks, at + 1, 0), at)
         words = _lane_words(k_words, K_RUNS, L)
+        x = ()
         if CHANNEL:
-            # held over a whole turn, their registers would cost a third of the programs on a processor
-            k_scales = _load_scales(p_ks + block * KS_BLOCK, KS_RUNS, key_pairs)
+            k_scales = _load_channels(p_ks + at * KS_BLOCK, D, quads, twos)
             q0, bias0 = _fold(q_half, k_scales, 0, D, T, L)
             q1, bias1 = _fold(q_half, k_scales, 1, D, T, L)
             raw = _scores_half(words, 0, q0, q1, K_MAIN, D, L)
             if K_BITS == 3:
                 high = _scores_half(words, D // 8, q0, q1, 1, D, L)
-        else:
-            key_pair = _lane_pairs(k_scales[0], G)
-            raw = _scores_int(words, 0, q_byte, K_MAIN, D, L)
-            if K_BITS == 3:
-                high = _scores_int(words, D // 8, q_byte, 1, D, L)
-        x = ()
-        for u in gl.static_range(8):
-            y = raw[u]
-            if K_BITS == 3:
-                y = y + high[u] * 4.0
-            if CHANNEL:
+            for u in gl.static_range(8):
+                y = raw[u]
+                if K_BITS == 3:
+                    y = y + high[u] * 4.0
                 if u < 4:
                     x = x + (y + bias0,)
                 else:
                     x = x + (y + bias1,)
-            else:
-                ks, ko = _pair(key_pair[u])
-                x = x + (y * ks[:, None] + ko[:, None] * bias[None, :],)
+        else:
+            if K_GROUPS > 1:
+                k_scales = _load_pairs(p_ks + at * KS_BLOCK, K_GROUPS, pairs)
+            for group in gl.static_range(K_GROUPS):
+                key_pair = _lane_pairs(k_scales[group], G)
+                raw = _scores_int(words, 0, q_byte, group * KW, (group + 1) * KW, K_MAIN, D, L)
+                if K_BITS == 3:
+                    high = _scores_int(words, D // 8, q_byte, group * KW, (group + 1) * KW, 1, D, L)
+                grown = ()
+                for u in gl.static_range(8):
+                    y = raw[u]
+                    if K_BITS == 3:
+                        y = y + high[u] * 4.0
+                    ks, ko = _pair(key_pair[u])
+                    y = y * ks[:, None] + ko[:, None] * bias[group][None, :]
+                    if group > 0:
+                        y = y + x[u]
+                    grown = grown + (y,)
+                x = grown
         k_words = _load_words(p_k + following * K_BLOCK, K_RUNS, run)
-        if not CHANNEL:
-            k_scales = _load_scales(p_ks + following * KS_BLOCK, KS_RUNS, key_pairs)
+        if (not CHANNEL) and K_GROUPS == 1:
+            k_scales = _load_pairs(p_ks + following * KS_BLOCK, 1, pairs)
+        if V_GROUPS > 1:
+            v_scales = _load_pairs(p_vs + at * VS_BLOCK, V_GROUPS, pairs)
         if (block * 64 < highest) | (block * 64 + 64 > last):
             masked = ()
             for u in gl.static_range(8):
                 token = (block * 64 + 8 * u + g)[:, None]
                 masked = masked + (gl.where((token >= first[None, :]) & (token < last), x[u], -1e38),)
             x = masked
+            # nothing has been written behind the last token: its scales may be anything
+            spot = gl.arange(0, 64, layout=pairs)
+            token = block * 64 + spot % 8 * 8 + spot // 8
+            cleared = ()
+            for group in gl.static_range(V_GROUPS):
+                cleared = cleared + (gl.where(token < last, v_scales[group], 0),)
+            v_scales = cleared
 
-        value_pair = _lane_pairs(v_scales[0], G)
         tile = x[0]
-        vs = ()
-        vo = ()
-        v_top = gl.full([8], 0.0, gl.float32, layout=G)
-        for u in gl.static_range(8):
+        for u in gl.static_range(1, 8):
             tile = gl.maximum(tile, x[u])
-            a, b = _pair(value_pair[u])
-            vs = vs + (a,)
-            vo = vo + (b,)
-            v_top = gl.maximum(v_top, gl.abs(a))
         tile_peak = gl.maximum(gl.max(tile, axis=0), -1e30)
-        v_top = gl.maximum(gl.max(v_top, axis=0), 1e-30)
-        to_fixed = 65535.0 * _rcp(v_top)
         new_peak = gl.maximum(peak, tile_peak)
         old = _exp2((peak - new_peak) * alpha)[None, :]
         new = _exp2((tile_peak - new_peak) * alpha)[None, :]
         peak = new_peak
         tile_norm = zero
-        tile_shift = zero
-        fixed = ()
-        for u in gl.static_range(8):
-            p = _exp2(x[u] * alpha[None, :] - (tile_peak * alpha)[None, :])
-            tile_norm = tile_norm + p
-            tile_shift = tile_shift + p * vo[u][:, None]
-            # 2^23 makes the integer the low bits of the float
-            fixed = fixed + ((p * (vs[u] * to_fixed)[:, None] + 8388608.0).to(gl.int32, bitcast=True),)
-        norm = norm * old + tile_norm * new
-        shift = shift * old + tile_shift * new
-        operand = ()
-        for mb in gl.static_range(4):
-            operand = operand + (_limbs(fixed[2 * mb], fixed[2 * mb + 1]),)
+        p = ()
         words = _lane_words(v_words, V_RUNS, L)
-        part = _weighted(words, 0, operand, V_MAIN, D, L)
-        if V_BITS == 3:
-            high = _weighted(words, D // 8, operand, 1, D, L)
-        from_fixed = new * (v_top * (1.0 / 65535.0))
         grown = ()
-        for e in gl.static_range(E):
-            y = part[e]
+        shifted = ()
+        for group in gl.static_range(V_GROUPS):
+            value_pair = _lane_pairs(v_scales[group], G)
+            vs = ()
+            vo = ()
+            v_top = gl.full([8], 0.0, gl.float32, layout=G)
+            for u in gl.static_range(8):
+                a, b = _pair(value_pair[u])
+                vs = vs + (a,)
+                vo = vo + (b,)
+                v_top = gl.maximum(v_top, gl.abs(a))
+            v_top = gl.maximum(gl.max(v_top, axis=0), 1e-30)
+            to_fixed = 65535.0 * _rcp(v_top)
+            tile_shift = zero
+            fixed = ()
+            for u in gl.static_range(8):
+                if group == 0:
+                    p = p + (_exp2(x[u] * alpha[None, :] - (tile_peak * alpha)[None, :]),)
+                    tile_norm = tile_norm + p[u]
+                tile_shift = tile_shift + p[u] * vo[u][:, None]
+                # 2^23 makes the integer the low bits of the float
+                fixed = fixed + ((p[u] * (vs[u] * to_fixed)[:, None] + 8388608.0).to(gl.int32, bitcast=True),)
+            if group == 0:
+                norm = norm * old + tile_norm * new
+            shifted = shifted + (shift[group] * old + tile_shift * new,)
+            operand = ()
+            for mb in gl.static_range(4):
+                operand = operand + (_limbs(fixed[2 * mb], fixed[2 * mb + 1]),)
+            part = _weighted(words, 0, operand, group * VE, (group + 1) * VE, V_MAIN, L)
             if V_BITS == 3:
-                y = y + high[e] * (4.0 * 2.0 ** (2 * (e % 4) - e % 8))
-            grown = grown + (acc[e] * old + y * from_fixed,)
+                high = _weighted(words, D // 8, operand, group * VE, (group + 1) * VE, 1, L)
+            from_fixed = new * (v_top * (1.0 / 65535.0))
+            for i in gl.static_range(VE):
+                y = part[i]
+                if V_BITS == 3:
+                    y = y + high[i] * (4.0 * 2.0 ** (2 * ((group * VE + i) % 4) - (group * VE + i) % 8))
+                grown = grown + (acc[group * VE + i] * old + y * from_fixed,)
         acc = grown
+        shift = shifted
         v_words = _load_words(p_v + following * V_BLOCK, V_RUNS, run)
-        v_scales = _load_scales(p_vs + following * 64, 0, pairs)
+        if V_GROUPS == 1:
+            v_scales = _load_pairs(p_vs + following * VS_BLOCK, 1, pairs)
+        if RING:
+            at = following
 
-    stats = p_stats + (head * gl.num_programs(0) + split).to(gl.int64) * 2 * rows + row
+    place = head * part_count + part_first + split
+    stats = p_stats + place.to(gl.int64) * 2 * rows + row
     gl.store(stats, peak * alpha, mask=row < rows)
     gl.store(stats + rows, gl.sum(norm, axis=0), mask=row < rows)
-    added = gl.sum(shift, axis=0)[None, :]
-    out = p_out + ((head * gl.num_programs(0) + split).to(gl.int64) * rows + row[None, :]) * D + g[:, None]
+    out = p_out + (place.to(gl.int64) * rows + row[None, :]) * D + g[:, None]
+    added = ()
+    for group in gl.static_range(V_GROUPS):
+        added = added + (gl.sum(shift[group], axis=0)[None, :],)
     for e in gl.static_range(E):
-        y = acc[e] * (2.0 ** -(V_MAIN * (e % (8 // V_MAIN)))) + added
+        y = acc[e] * (2.0 ** -(V_MAIN * (e % (8 // V_MAIN)))) + added[e // VE]
         gl.store(out + 8 * e, y, mask=(row[None, :] < rows) & (g[:, None] < 8))
+    if CHAINED:
+        # whoever waits for this kernel waits for the one before, beside which it ran
+        gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def channel_place(d, D: tl.constexpr):
+    """Where the scale of channel ``d`` lies among those of its group of tokens."""
+    swapped = d % 4 // 2 + d % 2 * 2
+    whole = d // 32 * 32 + d % 16 // 4 * 8 + d % 32 // 16 * 4 + swapped
+    return tl.where(d >= D // 32 * 32, d // 4 * 4 + swapped, whole)
 
 
 @triton.jit
@@ -539,7 +658,8 @@ def _codes(p_words, word, shift, BITS: tl.constexpr):
 
 
 @triton.jit
-def _key_codes(p_words, token, d, BITS: tl.constexpr, D: tl.constexpr):
+def key_codes(p_words, token, d, BITS: tl.constexpr, D: tl.constexpr):
+    """Codes of one plane of keys, for tokens of a block and channels ``d``."""
     N: tl.constexpr = 8 // BITS
     octet = token // 8
     i = (octet // N) * (D // 16) + d // 16
@@ -548,12 +668,24 @@ def _key_codes(p_words, token, d, BITS: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
-def _value_codes(p_words, token, d, BITS: tl.constexpr):
+def value_codes(p_words, token, d, BITS: tl.constexpr):
+    """Codes of one plane of values, for tokens of a block and channels ``d``."""
     N: tl.constexpr = 8 // BITS
     octet = d // 8
     i = (octet // N) * 4 + token // 16
     word = (i // 4) * 128 + ((d % 8) * 4 + token % 8 // 2) * 4 + i % 4
     return _codes(p_words, word, 8 * (token % 2 * 2 + token % 16 // 8) + BITS * (octet % N), BITS)
+
+
+@triton.jit
+def deal(lowest, last, origin, blocks, splits, RING: tl.constexpr, MIN_BLOCKS: tl.constexpr):
+    """First block, blocks a split, and end of what is visible in a segment, as `decode_kernel` finds them."""
+    last = last - origin
+    if not RING:
+        last = tl.minimum(last, blocks * 64)
+    low = tl.maximum(lowest - origin, 0) // 64
+    whole = (tl.maximum(last, 0) + 63) // 64
+    return low, tl.maximum((whole - low + splits - 1) // splits, MIN_BLOCKS), whole
 
 
 @triton.jit
@@ -568,7 +700,10 @@ def plain_kernel(
     p_out,
     p_stats,
     scale,
-    blocks_per_split,
+    origin,
+    blocks,
+    part_first,
+    part_count,
     key_stride,
     key_scale_stride,
     value_stride,
@@ -580,6 +715,10 @@ def plain_kernel(
     V_BITS: tl.constexpr,
     D: tl.constexpr,
     CHANNEL: tl.constexpr,
+    K_GROUPS: tl.constexpr,
+    V_GROUPS: tl.constexpr,
+    RING: tl.constexpr,
+    MIN_BLOCKS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     """The twin of `decode_kernel`: one query row a program, scale pointers to float16."""
@@ -597,46 +736,50 @@ def plain_kernel(
     peak = tl.full([1], -1e30, tl.float32)
     norm = tl.full([1], 0.0, tl.float32)
     acc = tl.full([WIDTH], 0.0, tl.float32)
-    lo = tl.maximum(split * blocks_per_split, first // 64)
-    hi = tl.minimum((split + 1) * blocks_per_split, (last + 63) // 64)
+    low, per_split, whole = deal(first, last, origin, blocks, tl.num_programs(0), RING, MIN_BLOCKS)
+    lo = low + split * per_split
+    hi = tl.minimum(lo + per_split, whole)
     for block in range(lo, hi):
-        p_k = p_keys + head * key_stride + block * 2 * D * K_BITS
-        p_v = p_values + head * value_stride + block * 2 * D * V_BITS
-        k = _key_codes(p_k, r[:, None], d[None, :], 2 if K_BITS == 3 else K_BITS, D)
-        v = _value_codes(p_v, r[:, None], d[None, :], 2 if V_BITS == 3 else V_BITS)
+        at = block % blocks if RING else block
+        token = origin + block * 64 + r
+        m_token = (token >= first) & (token < last)
+        p_k = p_keys + head * key_stride + at * 2 * D * K_BITS
+        p_v = p_values + head * value_stride + at * 2 * D * V_BITS
+        k = key_codes(p_k, r[:, None], d[None, :], 2 if K_BITS == 3 else K_BITS, D)
+        v = value_codes(p_v, r[:, None], d[None, :], 2 if V_BITS == 3 else V_BITS)
         if K_BITS == 3:
-            k = k | (_key_codes(p_k + 4 * D, r[:, None], d[None, :], 1, D) << 2)
+            k = k | (key_codes(p_k + 4 * D, r[:, None], d[None, :], 1, D) << 2)
         if V_BITS == 3:
-            v = v | (_value_codes(p_v + 4 * D, r[:, None], d[None, :], 1) << 2)
+            v = v | (value_codes(p_v + 4 * D, r[:, None], d[None, :], 1) << 2)
         pair = 2 * ((r % 8) * 8 + r // 8)
         if CHANNEL:
-            swapped = d % 4 // 2 + d % 2 * 2
-            place = d // 32 * 32 + d % 16 // 4 * 8 + d % 32 // 16 * 4 + swapped
-            p_ks = p_key_scales + head * key_scale_stride * 2 + block * 4 * D
-            p_ks = p_ks + (r // 32)[:, None] * 2 * D + place[None, :]
+            p_ks = p_key_scales + head * key_scale_stride * 2 + at * 4 * D
+            p_ks = p_ks + (r // 32)[:, None] * 2 * D + channel_place(d, D)[None, :]
             ks = tl.load(p_ks).to(tl.float32)
             ko = tl.load(p_ks + D).to(tl.float32)
         else:
-            p_ks = p_key_scales + head * key_scale_stride * 2 + block * 128 + pair[:, None]
+            p_ks = p_key_scales + head * key_scale_stride * 2 + at * 128 * K_GROUPS + pair[:, None]
+            p_ks = p_ks + 128 * (d // (D // K_GROUPS))[None, :]
             ks = tl.load(p_ks).to(tl.float32)
             ko = tl.load(p_ks + 1).to(tl.float32)
-        p_vs = p_value_scales + head * value_scale_stride * 2 + block * 128 + pair[:, None]
-        vs = tl.load(p_vs).to(tl.float32)
-        vo = tl.load(p_vs + 1).to(tl.float32)
+        p_vs = p_value_scales + head * value_scale_stride * 2 + at * 128 * V_GROUPS + pair[:, None]
+        p_vs = p_vs + 128 * (d // (D // V_GROUPS))[None, :]
+        vs = tl.load(p_vs, mask=m_token[:, None], other=0.0).to(tl.float32)
+        vo = tl.load(p_vs + 1, mask=m_token[:, None], other=0.0).to(tl.float32)
         x = tl.sum((k.to(tl.float32) * ks + ko) * query[None, :], axis=1) * (scale * _LOG2E)
-        token = block * 64 + r
-        x = tl.where((token >= first) & (token < last), x, -1e38)
+        x = tl.where(m_token, x, -1e38)
         new_peak = tl.maximum(peak, tl.max(x, axis=0))
         p = tl.exp2(x - new_peak)
         old = tl.exp2(peak - new_peak)
         norm = norm * old + tl.sum(p, axis=0)
         acc = acc * old + tl.sum(p[:, None] * (v.to(tl.float32) * vs + vo), axis=0)
         peak = new_peak
-    at = (head * tl.num_programs(0) + split) * rows + row
-    stats = (head * tl.num_programs(0) + split) * 2 * rows + row + tl.arange(0, 1)
+    place = head * part_count + part_first + split
+    stats = place * 2 * rows + row + tl.arange(0, 1)
     tl.store(p_stats + stats, peak)
     tl.store(p_stats + stats + rows, norm)
-    tl.store(p_out + at * D + d, acc, mask=m_d)
+    if lo < hi:
+        tl.store(p_out + (place * rows + row) * D + d, acc, mask=m_d)
 
 
 @triton.jit
@@ -647,9 +790,12 @@ def merge_kernel(
     p_keys,
     p_values,
     p_mask,
+    p_first,
+    p_last,
     p_out,
     scale,
-    splits,
+    segments,
+    part_count,
     rows,
     count,
     kv_heads,
@@ -664,9 +810,17 @@ def merge_kernel(
     WIDTH: tl.constexpr,
     SPLITS: tl.constexpr,
     TOKENS: tl.constexpr,
+    TILE: tl.constexpr,
+    PER_QUERY: tl.constexpr,
+    RING: tl.constexpr,
+    MIN_BLOCKS: tl.constexpr,
     WAIT: tl.constexpr,
 ):
-    """One query row: the recent tokens (before the first kernel need be done), then the splits."""
+    """One query row: the recent tokens (before the first kernel need be done), then the splits that hold any.
+
+    ``segments`` are (origin, blocks, splits) one after the other; ``TILE`` rows share a program of the first kernel;
+    ``PER_QUERY`` says that the last visible token is given for each query.
+    """
     head = (tl.program_id(0) // rows).to(tl.int64)
     row = tl.program_id(0) % rows
     batch = head // kv_heads
@@ -682,7 +836,8 @@ def merge_kernel(
         r = start + tl.arange(0, TOKENS)
         m_r = r < recent
         seen = tl.load(p_mask + (batch * count + row % count) * recent + r, mask=m_r, other=0) != 0
-        m_kv = m_r[:, None] & m_d[None, :]
+        # a row that is not seen may hold anything
+        m_kv = seen[:, None] & m_d[None, :]
         k = tl.load(p_k + r[:, None] * key_token + d[None, :], mask=m_kv, other=0.0).to(tl.float32)
         v = tl.load(p_v + r[:, None] * value_token + d[None, :], mask=m_kv, other=0.0).to(tl.float32)
         x = tl.where(seen, tl.sum(k * query[None, :], axis=1) * (scale * _LOG2E), -1e38)
@@ -692,23 +847,36 @@ def merge_kernel(
         norm = norm * old + tl.sum(p, axis=0)
         acc = acc * old + tl.sum(p[:, None] * v, axis=0)
         peak = new_peak
+    tile = row // TILE * TILE + tl.arange(0, TILE)
+    asked = batch * count + tile % count
+    lowest = tl.min(tl.load(p_first + asked, mask=tile < rows, other=0x7FFFFFFF), axis=0)
+    if PER_QUERY:
+        last = tl.max(tl.load(p_last + asked, mask=tile < rows, other=0), axis=0)
+    else:
+        last = tl.load(p_last + batch)
     if WAIT:
         gdc_wait()
-    for start in range(0, splits, SPLITS):
-        s = start + tl.arange(0, SPLITS)
-        m_s = s < splits
-        at = head * splits + s
-        part_peak = tl.load(p_stats + at * 2 * rows + row, mask=m_s, other=-1e38)
-        part_norm = tl.load(p_stats + (at * 2 + 1) * rows + row, mask=m_s, other=0.0)
-        part = tl.load(
-            p_part + (at * rows + row)[:, None] * D + d[None, :], mask=m_s[:, None] & m_d[None, :], other=0.0
-        )
-        new_peak = tl.maximum(peak, tl.max(part_peak, axis=0))
-        weight = tl.exp2(part_peak - new_peak)
-        old = tl.exp2(peak - new_peak)
-        norm = norm * old + tl.sum(part_norm * weight, axis=0)
-        acc = acc * old + tl.sum(part * weight[:, None], axis=0)
-        peak = new_peak
+    part_first = 0
+    for i in tl.static_range(len(segments) // 3):
+        splits = segments[3 * i + 2]
+        low, per_split, whole = deal(lowest, last, segments[3 * i], segments[3 * i + 1], splits, RING, MIN_BLOCKS)
+        used = tl.maximum((whole - low + per_split - 1) // per_split, 0)
+        for start in range(0, used, SPLITS):
+            s = start + tl.arange(0, SPLITS)
+            m_s = s < used
+            at = head * part_count + part_first + s
+            part_peak = tl.load(p_stats + at * 2 * rows + row, mask=m_s, other=-1e38)
+            part_norm = tl.load(p_stats + (at * 2 + 1) * rows + row, mask=m_s, other=0.0)
+            part = tl.load(
+                p_part + (at * rows + row)[:, None] * D + d[None, :], mask=m_s[:, None] & m_d[None, :], other=0.0
+            )
+            new_peak = tl.maximum(peak, tl.max(part_peak, axis=0))
+            weight = tl.exp2(part_peak - new_peak)
+            old = tl.exp2(peak - new_peak)
+            norm = norm * old + tl.sum(part_norm * weight, axis=0)
+            acc = acc * old + tl.sum(part * weight[:, None], axis=0)
+            peak = new_peak
+        part_first += splits
     out = tl.where(norm > 0, acc / norm, 0.0)
     tl.store(p_out + (head * rows + row) * D + d, out, mask=m_d)
 
@@ -716,70 +884,97 @@ def merge_kernel(
 def launch_plan(keys: PackedSide, values: PackedSide) -> tuple[int, int | None]:
     """Programs that fit on a processor at once, by the registers of the variant, and a cap on them if one pays."""
     bits = keys.bits + values.bits
+    small = keys.head_dim <= 128 and keys.groups == 1 and values.groups == 1
     if keys.granularity == "channel":
-        return (12, 168) if bits <= 4 and keys.head_dim <= 128 else (8, None)
-    return (12, None) if bits < 12 and keys.head_dim <= 128 else (8, None)
+        return (12, 168) if bits <= 4 and small else (8, None)
+    return (12, None) if bits < 12 and small else (8, None)
 
 
-def split_plan(heads: int, blocks: int, programs: int) -> tuple[int, int]:
-    """Splits and blocks a split: as many as ``programs`` running at once, at least two blocks in each."""
+def split_plan(heads: int, blocks: int, programs: int, tokens: int | None) -> int:
+    """Splits of a segment: as many as ``programs`` running at once, at least two blocks in each."""
+    if tokens is not None:
+        blocks = min(blocks, -(-tokens // 64) + 1)
     wanted = max(1, min(programs // max(1, heads), -(-blocks // _MIN_BLOCKS)))
     per_split = max(1, -(-blocks // wanted))
-    return max(1, -(-blocks // per_split)), per_split
+    return max(1, -(-blocks // per_split))
 
 
 def decode_attention(
-    query: Tensor, keys: PackedSide, values: PackedSide, visible: Visible, recent: Recent | None, scale: float
+    query: Tensor,
+    segments: tuple[tuple[PackedSide, PackedSide], ...],
+    visible: Visible,
+    recent: Recent | None,
+    scale: float,
 ) -> Tensor:
     """See `kernels.decode_attention.op.decode_attention`."""
     batch, heads, count, dim = query.shape
-    kv_heads, blocks = keys.words.shape[1:3]
+    kv_heads = segments[0][0].words.shape[1]
     rows = heads // kv_heads * count
     query = query.contiguous()
     fast = query.is_cuda
-    tiles = -(-rows // 4) if fast else rows
+    tile = 4 if fast else 1
+    tiles = -(-rows // tile)
     processors = torch.cuda.get_device_properties(query.device).multi_processor_count if fast else 1
-    resident, registers = launch_plan(keys, values)
-    splits, per_split = split_plan(batch * kv_heads * tiles, blocks, resident * processors)
-    part = torch.empty(batch * kv_heads, splits, rows, dim, dtype=torch.float32, device=query.device)
-    stats = torch.empty(batch * kv_heads, splits, 2, rows, dtype=torch.float32, device=query.device)
-    out = torch.empty_like(query)
-    words = [side.words.contiguous() for side in (keys, values)]
-    scales = [side.scales.contiguous() for side in (keys, values)]
-    strides = [x.stride(1) for x in (words[0], scales[0], words[1], scales[1])]
-    strides[1], strides[3] = strides[1] // 2, strides[3] // 2
     early = fast and torch.cuda.get_device_capability(query.device)[0] >= 9
-    kernel, options = plain_kernel, {"WIDTH": triton.next_power_of_2(dim)}
-    if fast:
-        kernel, options = decode_kernel, {"EARLY": early, "num_warps": 1, "maxnreg": registers}
-        scales = [x.view(torch.int32) for x in scales]
-    kernel[(splits, batch * kv_heads, tiles)](
-        query,
-        words[0],
-        scales[0],
-        words[1],
-        scales[1],
-        visible.first.contiguous(),
-        visible.last,
-        part,
-        stats,
-        scale,
-        per_split,
-        *strides,
-        rows,
-        count,
-        kv_heads,
-        K_BITS=keys.bits,
-        V_BITS=values.bits,
-        D=dim,
-        CHANNEL=keys.granularity == "channel",
-        **options,
-    )
-    _merge(query, part, stats, recent, out, scale=scale, kv_heads=kv_heads, early=early)
+    first, last = visible.first.contiguous(), visible.last.contiguous()
+    plan: tuple[int, ...] = ()
+    for keys, values in segments:
+        programs = launch_plan(keys, values)[0] * processors
+        blocks = keys.words.shape[2]
+        splits = split_plan(batch * kv_heads * tiles, blocks, programs, visible.max_tokens)
+        plan += (keys.first_block * 64, blocks, splits)
+    part_count = sum(plan[2::3])
+    part = torch.empty(batch * kv_heads, part_count, rows, dim, dtype=torch.float32, device=query.device)
+    stats = torch.empty(batch * kv_heads, part_count, 2, rows, dtype=torch.float32, device=query.device)
+    out = torch.empty_like(query)
+    part_first = 0
+    for i, (keys, values) in enumerate(segments):
+        words = [side.words.contiguous() for side in (keys, values)]
+        scales = [side.scales.contiguous() for side in (keys, values)]
+        strides = [x.stride(1) for x in (words[0], scales[0], words[1], scales[1])]
+        strides[1], strides[3] = strides[1] // 2, strides[3] // 2
+        kernel, options = plain_kernel, {"WIDTH": triton.next_power_of_2(dim)}
+        if fast:
+            chained = early and i > 0
+            kernel = decode_kernel
+            options = {"EARLY": early, "CHAINED": chained, "num_warps": 1, "maxnreg": launch_plan(keys, values)[1]}
+            options.update({"launch_pdl": True} if chained else {})
+            scales = [x.view(torch.int32) for x in scales]
+        kernel[(plan[3 * i + 2], batch * kv_heads, tiles)](
+            query,
+            words[0],
+            scales[0],
+            words[1],
+            scales[1],
+            first,
+            last,
+            part,
+            stats,
+            scale,
+            *plan[3 * i : 3 * i + 2],
+            part_first,
+            part_count,
+            *strides,
+            rows,
+            count,
+            kv_heads,
+            K_BITS=keys.bits,
+            V_BITS=values.bits,
+            D=dim,
+            CHANNEL=keys.granularity == "channel",
+            K_GROUPS=keys.groups,
+            V_GROUPS=values.groups,
+            RING=keys.ring,
+            MIN_BLOCKS=_MIN_BLOCKS,
+            **options,
+        )
+        part_first += plan[3 * i + 2]
+    ring = segments[0][0].ring
+    merge(query, part, stats, recent, out, scale=scale, first=first, last=last, plan=plan, tile=tile, ring=ring)
     return out
 
 
-def _merge(
+def merge(
     query: Tensor,
     part: Tensor,
     stats: Tensor,
@@ -787,10 +982,15 @@ def _merge(
     out: Tensor,
     *,
     scale: float,
-    kv_heads: int,
-    early: bool,
+    first: Tensor,
+    last: Tensor,
+    plan: tuple[int, ...],
+    tile: int,
+    ring: bool,
 ) -> None:
+    """Join the splits of ``part`` and ``stats`` and the recent tokens into ``out``; ``plan`` as for `merge_kernel`."""
     heads, splits, rows, dim = part.shape
+    early = query.is_cuda and torch.cuda.get_device_capability(query.device)[0] >= 9
     k, v, mask, count = query, query, query, 0
     if recent is not None:
         k, v, mask, count = recent.keys, recent.values, recent.mask.contiguous().view(torch.uint8), recent.keys.shape[2]
@@ -803,12 +1003,15 @@ def _merge(
         k,
         v,
         mask,
+        first,
+        last,
         out,
         scale,
+        plan,
         splits,
         rows,
         query.shape[2],
-        kv_heads,
+        heads // query.shape[0],
         count,
         *k.stride()[:3],
         *v.stride()[:3],
@@ -816,6 +1019,10 @@ def _merge(
         WIDTH=triton.next_power_of_2(dim),
         SPLITS=min(32, triton.next_power_of_2(splits)),
         TOKENS=32,
+        TILE=tile,
+        PER_QUERY=last.ndim == 2,
+        RING=ring,
+        MIN_BLOCKS=_MIN_BLOCKS,
         WAIT=early,
         num_warps=1,
         **launch,

@@ -8,7 +8,7 @@ from torch import Tensor
 from kernels.quantize import reference
 from kernels.quantize.reference import Granularity
 
-__all__ = ["BITS", "Granularity", "Packed", "dequantize", "quantize", "row_bytes", "simulate"]
+__all__ = ["BITS", "Granularity", "Packed", "dequantize", "from_codes", "quantize", "row_bytes", "simulate"]
 
 BITS = (8, 4, 3, 2)
 """Bit widths that can be packed."""
@@ -94,6 +94,33 @@ def quantize(
         granularity=granularity,
         group_size=group_size,
         head_dim=x.shape[-1],
+    )
+
+
+def from_codes(
+    codes: Tensor, scale: Tensor, offset: Tensor, *, bits: int, granularity: Granularity, group_size: int
+) -> Packed:
+    """Pack codes that are there already.
+
+    Args:
+        codes: ``[B, H, T, D]`` uint8, each below ``2^bits``.
+        scale: As in `Packed`.
+        offset: Likewise.
+        bits: 8, 4, 3 or 2.
+        granularity: What one scale covers.
+        group_size: Values that share a scale.
+
+    Returns:
+        What `quantize` would have returned for values with these codes; only the codes are copied.
+    """
+    return Packed(
+        codes=reference.pack(codes, bits),
+        scale=scale,
+        offset=offset,
+        bits=bits,
+        granularity=granularity,
+        group_size=group_size,
+        head_dim=codes.shape[-1],
     )
 
 

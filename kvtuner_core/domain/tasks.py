@@ -124,6 +124,7 @@ class Generation:
         tokens_per_second: Decoding speed, the prompt's reading left out.
         prefill_seconds: Time to read the prompt.
         device: Readable device name.
+        decoding: How tokens were decoded: which kernels, captured as a CUDA graph or not, and if not why.
     """
 
     text: str
@@ -135,6 +136,7 @@ class Generation:
     tokens_per_second: float
     prefill_seconds: float
     device: str
+    decoding: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

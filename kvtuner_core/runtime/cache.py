@@ -6,8 +6,11 @@ from transformers import Cache, PretrainedConfig, PreTrainedModel
 from kvtuner_core.domain.memory import check_layers
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.scheme import PrefillMode
-from kvtuner_core.runtime.cache_layer import PackedLayer
 from kvtuner_core.runtime.geometry import layer_geometry
+from kvtuner_core.runtime.in_place.attention import install
+from kvtuner_core.runtime.in_place.layer import InPlaceLayer
+from kvtuner_core.runtime.in_place.planner import Planner
+from kvtuner_core.runtime.in_place.support import Kernels
 
 
 class QuantizedKVCache(Cache):
@@ -29,13 +32,19 @@ class QuantizedKVCache(Cache):
     coarsely than in a batch without padding; and sink tokens are the first *positions*, padding
     included. Per-token groups know no such neighbours: each sequence is stored as it would be alone.
 
+    On CUDA the tokens lie in preallocated buffers that fused kernels fill and attend to in place
+    (`InPlaceLayer`), where policy and model allow it: built with the model at hand, the cache adds
+    an attention of its own to the model's, which all other caches pass by. ``KVTUNER_KERNELS`` set
+    to ``reference`` or ``triton`` overrides the choice, and `kernels` says what came of it.
+
     Attributes:
         policy: The bits of every layer.
         geometry: The model's cache geometry, one entry per layer.
-        layers: One `PackedLayer` per model layer that keeps a cache.
+        layers: One `InPlaceLayer` per model layer that keeps a cache.
+        planner: What the layers share.
     """
 
-    layers: list[PackedLayer]  # type: ignore[assignment]
+    layers: list[InPlaceLayer]  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -43,6 +52,8 @@ class QuantizedKVCache(Cache):
         config: PretrainedConfig | PreTrainedModel,
         *,
         prefill: PrefillMode = PrefillMode.FULL,
+        max_tokens: int = 0,
+        in_place: bool | None = None,
     ) -> None:
         """Make an empty cache.
 
@@ -50,6 +61,8 @@ class QuantizedKVCache(Cache):
             policy: One entry per cached layer of the model.
             config: The model, or its config.
             prefill: What the tokens of an update of more than one token attend to.
+            max_tokens: Tokens of a sequence to make buffers for at once; 0 lets them grow.
+            in_place: Whether to use buffers; ``None`` lets device and ``KVTUNER_KERNELS`` decide.
 
         Raises:
             PolicyError: If the policy is not one for this geometry.
@@ -60,15 +73,38 @@ class QuantizedKVCache(Cache):
         check_layers(policy, geometry)
         self.policy = policy
         self.geometry = geometry
+        self.planner = Planner(max_tokens=max_tokens, in_place=in_place)
+        if isinstance(config, PreTrainedModel) and self.planner.wants_buffers(config.device):
+            install(config)
         super().__init__(
             layers=[
-                PackedLayer(layer, precision, policy.scheme, prefill=prefill)
+                InPlaceLayer(layer, precision, policy.scheme, prefill=prefill, planner=self.planner)
                 for layer, precision in zip(geometry, policy.layers, strict=True)
             ]
         )
 
+    @property
+    def kernels(self) -> Kernels:
+        """What reads the cache: the fused kernels, or, if a single layer cannot take them, also the reference."""
+        return Kernels.TRITON if all(layer.stores for layer in self.layers) else Kernels.REFERENCE
+
+    @property
+    def why_reference(self) -> str | None:
+        """Why a layer is read by the reference; ``None`` if none is, or before the first update."""
+        found = ((index, layer.why_plain) for index, layer in enumerate(self.layers) if layer.why_plain)
+        index, reason = next(found, (0, None))
+        return None if reason is None else f"layer {index}: {reason}"
+
     def measured_bytes(self) -> int:
-        """Bytes of the storages of all tensors that the cache holds."""
+        """Bytes of all tokens that the cache holds, as they are stored.
+
+        Plain layers hold tensors of exactly this size. Buffers filled in place also have free room
+        (`reserved_bytes`).
+        """
+        return sum(layer.used_bytes() for layer in self.layers)
+
+    def reserved_bytes(self) -> int:
+        """Bytes of the storages of all tensors of the cache, free room in buffers included."""
         storages = {}
         for layer in self.layers:
             for tensor in layer.tensors():
@@ -78,7 +114,7 @@ class QuantizedKVCache(Cache):
 
 
 def build_cache(
-    policy: KVPolicy, model: PreTrainedModel, *, prefill: PrefillMode = PrefillMode.FULL
+    policy: KVPolicy, model: PreTrainedModel, *, prefill: PrefillMode = PrefillMode.FULL, max_tokens: int = 0
 ) -> QuantizedKVCache:
-    """An empty `QuantizedKVCache` for ``model``; errors are its own."""
-    return QuantizedKVCache(policy, model, prefill=prefill)
+    """An empty `QuantizedKVCache` for ``model``; arguments and errors are its own."""
+    return QuantizedKVCache(policy, model, prefill=prefill, max_tokens=max_tokens)

@@ -114,7 +114,7 @@ class PackedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Keys and values ``[B, H_kv, T, D]`` as the next query will read them; ``None`` if nothing is stored."""
         if not self.is_initialized:
             return None
-        visible = self._first_visible(self.tokens)
+        visible = self.first_visible(self.tokens)
         return (
             self._joined([group.keys.read(visible) for group in self.groups]),
             self._joined([group.values.read(visible) for group in self.groups]),
@@ -135,7 +135,7 @@ class PackedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Number of key positions that ``query_length`` new queries read, and the first of them."""
-        first = self._first_visible(self.tokens)
+        first = self.first_visible(self.tokens)
         return self.tokens - first + query_length, first
 
     def activate_past_recording(self) -> None:
@@ -174,7 +174,7 @@ class PackedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             for side in self._sides():
                 side.crop(removed)
             self.tokens -= removed
-        self._settle(keep_from=self._first_visible(self.tokens))
+        self._settle(keep_from=self.first_visible(self.tokens))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Make sequence ``beam_idx[i]`` the i-th."""
@@ -233,8 +233,8 @@ class PackedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         after = self.tokens + count
         stored = self.prefill is PrefillMode.QUANTISED and count > 1
         return Step(
-            visible_from=self._first_visible(self.tokens),
-            keep_from=0 if self.record_past else self._first_visible(after),
+            visible_from=self.first_visible(self.tokens),
+            keep_from=0 if self.record_past else self.first_visible(after),
             packed_until=0 if self.record_past and not stored else self._packed_until(after),
             read_stored=stored,
         )
@@ -244,7 +244,8 @@ class PackedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         for side in self._sides():
             side.settle(step)
 
-    def _first_visible(self, tokens: int) -> int:
+    def first_visible(self, tokens: int) -> int:
+        """Position of the first token that the query after ``tokens`` tokens sees."""
         window = self.geometry.sliding_window
         return 0 if window is None else max(0, tokens - (window - 1))
 

@@ -71,6 +71,10 @@ class ExactSide:
         """The stored tokens from a position on, ``[B, H, T, D]``; at least one update came before."""
         return _tail(_present(self.states), visible_from - self.start)
 
+    def take(self, states: Tensor, *, start: int) -> None:
+        """Hold ``states``, the tokens from position ``start`` on."""
+        self.states, self.start = _own(states), start
+
     def settle(self, step: Step) -> None:
         """Give up the tokens before ``step.keep_from``."""
         drop = step.keep_from - self.start
@@ -144,6 +148,11 @@ class QuantizedSide:
             parts.append(new)
         filled = [part for part in parts if part.shape[TOKENS]]
         return torch.cat(filled, dim=TOKENS) if len(filled) > 1 else (filled or parts)[0]
+
+    def take(self, *, sinks: Tensor, packed: Packed, window: Tensor, start: int) -> None:
+        """Hold what another layer packed; ``start`` is the number of tokens after the sinks that are given up."""
+        self.sinks, self.packed, self.window = _own(sinks), _mapped(packed, _own), _own(window)
+        self.start = sinks.shape[TOKENS] + start
 
     def settle(self, step: Step) -> None:
         """Give up whole units before ``step.keep_from``, then quantise whole units up to ``step.packed_until``."""

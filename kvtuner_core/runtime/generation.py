@@ -16,6 +16,8 @@ from kvtuner_core.domain.scheme import QuantScheme
 from kvtuner_core.domain.tasks import GenerateTask, Generation, TokenEvent
 from kvtuner_core.errors import InputError
 from kvtuner_core.runtime.cache import QuantizedKVCache, build_cache
+from kvtuner_core.runtime.decoding import Decoder
+from kvtuner_core.runtime.in_place.support import Kernels, chosen_kernels
 from kvtuner_core.runtime.loading import LoadedModel, filled_layers
 from kvtuner_core.runtime.provenance import device_name
 
@@ -38,12 +40,13 @@ def generate(
         PolicyError: If the policy does not fit the model.
     """
     ids = _prompt_ids(loaded, task)
-    cache = _new_cache(loaded, task)
+    cache = _new_cache(loaded, task, max_tokens=len(ids) + task.max_new_tokens)
     text = _Detokeniser(loaded.tokenizer)
     started = time.perf_counter()
     with torch.inference_mode():
-        decoder = _Decoder(loaded, cache, task)
-        token = decoder.step(torch.tensor([ids], device=loaded.device))
+        decoder = Decoder(loaded.model, cache)
+        choose = _Choice(loaded.device, task)
+        token = choose(decoder.prefill(torch.tensor([ids], device=loaded.device)))
         _synchronise(loaded.device)
         prefill = time.perf_counter() - started
         started = time.perf_counter()
@@ -55,8 +58,10 @@ def generate(
             if emit is not None:
                 emit(TokenEvent(token=token, text=piece))
             # The last token goes through the cache, too: its bytes are those of everything generated.
-            token = decoder.step(torch.tensor([[token]], device=loaded.device))
+            token = choose(decoder.step(torch.tensor([[token]], device=loaded.device)))
         _synchronise(loaded.device)
+    path = decoder.path
+    decoder.close()
     seconds = time.perf_counter() - started
     text.finish()
     return Generation(
@@ -69,6 +74,7 @@ def generate(
         tokens_per_second=len(tokens) / seconds if tokens else 0.0,
         prefill_seconds=prefill,
         device=device_name(loaded.device),
+        decoding=path,
     )
 
 
@@ -100,28 +106,28 @@ def _prompt_ids(loaded: LoadedModel, task: GenerateTask) -> list[int]:
     return ids
 
 
-def _new_cache(loaded: LoadedModel, task: GenerateTask) -> Cache:
-    if task.policy is None:
-        return DynamicCache(config=loaded.model.config)
-    check_layers(task.policy, loaded.info.layers)
-    return build_cache(task.policy, loaded.model, prefill=task.prefill)
+def _new_cache(loaded: LoadedModel, task: GenerateTask, *, max_tokens: int) -> Cache:
+    policy = task.policy
+    if policy is None:
+        if chosen_kernels(loaded.device) is Kernels.REFERENCE:
+            return DynamicCache(config=loaded.model.config)
+        policy = KVPolicy.uniform(FULL_PAIR, layers=len(loaded.info.layers), scheme=QuantScheme.per_token())
+    check_layers(policy, loaded.info.layers)
+    return build_cache(policy, loaded.model, prefill=task.prefill, max_tokens=max_tokens)
 
 
-class _Decoder:
-    """Feeds tokens and picks the next one."""
+class _Choice:
+    """Picks the next token of the one sequence: the likeliest, or a draw at the task's temperature."""
 
-    def __init__(self, loaded: LoadedModel, cache: Cache, task: GenerateTask) -> None:
-        self._model = loaded.model
-        self._cache = cache
+    def __init__(self, device: torch.device, task: GenerateTask) -> None:
         self._temperature = task.temperature
-        self._generator = torch.Generator(device=loaded.device).manual_seed(task.seed)
+        self._generator = torch.Generator(device=device).manual_seed(task.seed)
 
-    def step(self, ids: Tensor) -> int:
-        """Append ``ids`` ``[1, T]`` to the cache; the next token."""
-        logits = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+    def __call__(self, logits: Tensor) -> int:
+        """The token after logits ``[1, V]``."""
         if self._temperature == 0:
-            return int(logits.argmax())
-        probabilities = (logits.float() / self._temperature).softmax(-1)
+            return int(logits[0].argmax())
+        probabilities = (logits[0].float() / self._temperature).softmax(-1)
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
 
 

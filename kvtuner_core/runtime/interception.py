@@ -18,6 +18,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 
 from kvtuner_core.errors import ModelError
 
+PREFIX = "kvtuner_in_place_"
+"""What the names of attentions that know the in-place cache begin with; the model's own name follows."""
+
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
 """``(module, query, key, value, mask, **model's own arguments)`` gives ``[B, S, H, D]`` and weights."""
 
@@ -30,7 +33,7 @@ def intercepted(model: PreTrainedModel, attention: Attention) -> Iterator[None]:
     tokens at hand, no mask, and the model's own keyword arguments.
     """
     name = f"kvtuner_{uuid.uuid4().hex}"
-    configs = _configs(model)
+    configs = model_configs(model)
     before = [config._attn_implementation_internal for config in configs]
     AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, _no_mask)
@@ -47,7 +50,7 @@ def intercepted(model: PreTrainedModel, attention: Attention) -> Iterator[None]:
 
 def attention_implementation(model: PreTrainedModel) -> str:
     """Name of the attention that the decoder uses, such as ``sdpa`` or ``eager``."""
-    return str(model.config.get_text_config(decoder=True)._attn_implementation or "eager")
+    return str(model.config.get_text_config(decoder=True)._attn_implementation or "eager").removeprefix(PREFIX)
 
 
 def eager_attention(module: nn.Module) -> Attention:
@@ -172,7 +175,8 @@ def _no_mask(*_args: Any, **_kwargs: Any) -> None:
     return None
 
 
-def _configs(model: PreTrainedModel) -> list[PretrainedConfig]:
+def model_configs(model: PreTrainedModel) -> list[PretrainedConfig]:
+    """Every config that some module of ``model`` looks its attention up in."""
     found: dict[int, PretrainedConfig] = {}
     for module in model.modules():
         config = getattr(module, "config", None)

@@ -1,6 +1,6 @@
 """Random decode-attention cases and their float64 answer, for the reference, the twin and the GPU kernel."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,12 +28,18 @@ class Shape:
     sliding: int | None = None
     key_scale: float = 1.0
     value_scale: float = 1.0
+    k_group: int | None = None
+    v_group: int | None = None
+    ring: int | None = None
+    cuts: tuple[int, ...] = ()
     dtype: torch.dtype = torch.float16
 
     @property
     def name(self) -> str:
         """A readable test id."""
         kind = "channel" if self.channel else "token"
+        kind += f"-{self.k_group}-{self.v_group}" if self.k_group or self.v_group else ""
+        kind += f"-ring{self.ring}" if self.ring else f"-cut{self.cuts}" if self.cuts else ""
         return (
             f"K{self.k_bits}V{self.v_bits}-{kind}-d{self.head_dim}-g{self.group}-q{self.queries}-t{self.tokens}"
             f"-r{self.recent}-{self.value_scale:g}-{str(self.dtype)[6:]}"
@@ -45,37 +51,68 @@ class Case:
     """The arguments of one call, and what float64 says it returns."""
 
     query: Tensor
-    keys: PackedSide
-    values: PackedSide
+    keys: tuple[PackedSide, ...]
+    values: tuple[PackedSide, ...]
     visible: Visible
     recent: Recent | None
     expected: Tensor
 
 
-def side(shape: Shape, bits: int, size: float, *, channel: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def side(
+    shape: Shape, bits: int, size: float, *, channel: bool, group: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Codes, scale, offset and the float64 values they stand for."""
     padded = -(-shape.tokens // 32) * 32 if channel else shape.tokens
     codes = torch.randint(0, 2**bits, (shape.batch, shape.kv_heads, padded, shape.head_dim), dtype=torch.uint8)
-    extent = (padded // 32, shape.head_dim) if channel else (padded,)
+    extent = (padded // 32, shape.head_dim) if channel else (padded, shape.head_dim // (group or shape.head_dim))
     scale = ((2 + 3 * torch.rand(shape.batch, shape.kv_heads, *extent)) / 2**bits * size).half()
     offset = (-(1.5 + torch.rand(scale.shape)) * size).half()
     if channel:
         factor, added = (x.double().repeat_interleave(32, dim=2) for x in (scale, offset))
     else:
-        factor, added = scale.double()[..., None], offset.double()[..., None]
+        factor, added = (x.double().repeat_interleave(group or shape.head_dim, dim=3) for x in (scale, offset))
     return codes, scale, offset, codes.double() * factor + added
+
+
+def poison(scale: Tensor, last: Tensor, *, tokens: int) -> Tensor:
+    """NaN where no token has been written; one scale covers ``tokens`` of them."""
+    begin = torch.arange(scale.shape[2]) * tokens
+    unwritten = (begin >= last[:, None])[:, None, :, None]
+    return scale.masked_fill(unwritten, torch.nan)
+
+
+def placed(shape: Shape, whole: PackedSide, last: Tensor) -> tuple[PackedSide, ...]:
+    """The blocks of ``whole`` as a ring, or cut into segments."""
+    if shape.ring is not None:
+        parts = []
+        for x in (whole.words, whole.scales):
+            part = torch.zeros(*x.shape[:2], shape.ring, x.shape[3], dtype=x.dtype)
+            for b, tokens in enumerate(last.tolist()):
+                newest = (tokens - 1) // 64
+                for block in range(max(0, newest - shape.ring + 1), newest + 1):
+                    part[b, :, block % shape.ring] = x[b, :, block]
+            parts.append(part)
+        return (replace(whole, words=parts[0], scales=parts[1], ring=True),)
+    ends = (*shape.cuts, whole.words.shape[2])
+    starts = (0, *shape.cuts)
+    return tuple(
+        replace(
+            whole, words=whole.words[:, :, a:b].contiguous(), scales=whole.scales[:, :, a:b].contiguous(), first_block=a
+        )
+        for a, b in zip(starts, ends, strict=True)
+    )
 
 
 def make(shape: Shape, seed: int = 0) -> Case:
     """A case on the CPU."""
     torch.manual_seed(seed)
-    kc, ks, ko, k = side(shape, shape.k_bits, shape.key_scale, channel=shape.channel)
-    vc, vs, vo, v = side(shape, shape.v_bits, shape.value_scale, channel=False)
+    kc, ks, ko, k = side(shape, shape.k_bits, shape.key_scale, channel=shape.channel, group=shape.k_group)
+    vc, vs, vo, v = side(shape, shape.v_bits, shape.value_scale, channel=False, group=shape.v_group)
     k, missing = k[:, :, : shape.tokens], -shape.tokens % 32 if shape.channel else 0
     if missing:
         pad = (0, 0, 0, missing)
         vc = torch.nn.functional.pad(vc, pad)
-        vs, vo = (torch.nn.functional.pad(x, (0, missing)) for x in (vs, vo))
+        vs, vo = (torch.nn.functional.pad(x, (0, 0, 0, missing)) for x in (vs, vo))
     last = torch.randint(shape.tokens // 2, shape.tokens + 1, (shape.batch,), dtype=torch.int32)
     last[0] = shape.tokens
     first = torch.randint(0, max(1, shape.tokens // 3), (shape.batch, 1), dtype=torch.int32).repeat(1, shape.queries)
@@ -91,17 +128,20 @@ def make(shape: Shape, seed: int = 0) -> Case:
         rk = (torch.randn(size) * shape.key_scale).to(shape.dtype)
         rv = (torch.randn(size) * shape.value_scale).to(shape.dtype)
         seen = torch.rand(shape.batch, shape.queries, shape.recent) > 0.3
-        recent = Recent(keys=rk, values=rv, mask=seen)
+        hidden = ~seen.any(dim=1)[:, None, :, None]
+        recent = Recent(keys=rk.masked_fill(hidden, torch.nan), values=rv.masked_fill(hidden, torch.nan), mask=seen)
         k, v = torch.cat((k, rk.double()), dim=2), torch.cat((v, rv.double()), dim=2)
         mask = torch.cat((mask, seen), dim=2)
     grouped = query.double().reshape(shape.batch, shape.kv_heads, shape.group * shape.queries, shape.head_dim)
     scores = grouped @ k.transpose(2, 3) * shape.head_dim**-0.5
     seen = mask[:, None, None].expand(-1, -1, shape.group, -1, -1).flatten(2, 3)
     weights = scores.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num(0.0)
+    ks, ko = (poison(x, last, tokens=32 if shape.channel else 1) for x in (ks, ko))
+    vs, vo = (poison(x, last, tokens=1) for x in (vs, vo))
     return Case(
         query=query,
-        keys=pack_keys(kc, ks, ko, bits=shape.k_bits),
-        values=pack_values(vc, vs, vo, bits=shape.v_bits),
+        keys=placed(shape, pack_keys(kc, ks, ko, bits=shape.k_bits), last),
+        values=placed(shape, pack_values(vc, vs, vo, bits=shape.v_bits), last),
         visible=Visible(first=first.to(torch.int32), last=last),
         recent=recent,
         expected=(weights @ v).reshape(query.shape),
@@ -122,5 +162,8 @@ SMALL = (
     Shape(k_bits=2, v_bits=3, head_dim=64, tokens=40, group=1, sliding=17, queries=2),
     Shape(k_bits=2, v_bits=2, head_dim=96, tokens=64, channel=True, recent=0),
     Shape(k_bits=4, v_bits=4, head_dim=64, tokens=1, recent=1),
+    Shape(k_bits=4, v_bits=2, head_dim=64, tokens=70, k_group=32, v_group=16),
+    Shape(k_bits=2, v_bits=4, head_dim=64, tokens=300, ring=3, sliding=90, queries=2),
+    Shape(k_bits=4, v_bits=8, head_dim=80, tokens=200, cuts=(1, 3), channel=True, kv_heads=1),
 )
 """Shapes small enough for the interpreter."""

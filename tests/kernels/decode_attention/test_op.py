@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kernels.decode_attention.op import decode_attention, dequantize, pack_keys, pack_values
+from kernels.decode_attention.op import decode_attention, dequantize, pack_keys, pack_values, supported
 from kernels.quantize import op as quantize_op
 from kernels.quantize import reference as quantize_reference
 from tests.kernels.decode_attention.cases import SMALL, TOLERANCE, Shape, error, make
@@ -22,13 +22,11 @@ def test_the_reference_agrees_with_float64(shape: Shape) -> None:
 @pytest.mark.parametrize("granularity", ["token", "channel"])
 def test_keys_of_the_quantiser_fit(granularity: quantize_op.Granularity) -> None:
     x = torch.randn(1, 2, 64, 64)
-    size = 64 if granularity == "token" else 32
+    size = 32
     packed = quantize_op.quantize(x, bits=4, granularity=granularity, group_size=size)
     codes = quantize_reference.unpack(packed.codes, 4, 64).to(torch.uint8)
     assert packed.offset is not None
-    scale = packed.scale.squeeze(-1) if granularity == "token" else packed.scale
-    offset = packed.offset.squeeze(-1) if granularity == "token" else packed.offset
-    keys = pack_keys(codes, scale, offset, bits=4)
+    keys = pack_keys(codes, packed.scale, packed.offset, bits=4)
     assert torch.equal(dequantize(keys, keys=True), quantize_op.dequantize(packed, dtype=torch.float32))
 
 
@@ -43,6 +41,23 @@ def test_what_does_not_fit_is_refused() -> None:
     case = make(Shape(head_dim=64, tokens=8))
     with pytest.raises(ValueError, match="query heads must be a multiple"):
         decode_attention(case.query[:, :3], case.keys, values=case.values, visible=case.visible)
-    values = replace(case.values, granularity="channel")
+    values = replace(case.values[0], granularity="channel")
     with pytest.raises(ValueError, match="per-token scales"):
         decode_attention(case.query, case.keys, values=values, visible=case.visible)
+    with pytest.raises(ValueError, match="as many segments"):
+        decode_attention(case.query, (*case.keys, *case.keys), values=case.values, visible=case.visible)
+    ring = replace(case.keys[0], ring=True)
+    with pytest.raises(ValueError, match="a ring must be the only segment"):
+        decode_attention(case.query, ring, values=case.values, visible=case.visible)
+
+
+def test_what_the_layout_cannot_hold_can_be_asked_beforehand() -> None:
+    assert supported(80, key_bits=8, value_bits=4, key_granularity="channel") is None
+    assert supported(128, key_bits=2, value_bits=3, key_group=32, value_group=64) is None
+    reason = supported(80, key_bits=4, value_bits=2)
+    assert reason == "head_dim must be a multiple of 32 at 2 bits; got 80 (values)."
+    assert "divide head_dim (96)" in str(supported(96, key_bits=4, value_bits=4, value_group=64))
+    assert "groups of 32 tokens" in str(
+        supported(128, key_bits=4, value_bits=4, key_granularity="channel", key_group=64)
+    )
+    assert "at most 256" in str(supported(512, key_bits=4, value_bits=4))

@@ -46,12 +46,19 @@ def test_value_bytes_lie_as_drawn() -> None:
 
 
 def test_scales_come_back() -> None:
-    scale, offset = torch.rand(2, 3, 128).half(), torch.rand(2, 3, 128).half()
-    back = reference.unpack_token_scales(reference.pack_token_scales(scale, offset))
+    scale, offset = torch.rand(2, 3, 128, 4).half(), torch.rand(2, 3, 128, 4).half()
+    packed = reference.pack_token_scales(scale, offset)
+    # token 8 * 2 + 5 of the second block, group 3: place 8 * 5 + 2
+    assert packed[1, 2, 1, 3 * 128 + 2 * 42] == scale[1, 2, 64 + 21, 3]
+    back = reference.unpack_token_scales(packed)
     assert torch.equal(back[0], scale)
     assert torch.equal(back[1], offset)
-    scale, offset = torch.rand(2, 3, 4, 96).half(), torch.rand(2, 3, 4, 96).half()
-    back = reference.unpack_channel_scales(reference.pack_channel_scales(scale, offset), 96)
+
+
+@pytest.mark.parametrize("head_dim", [80, 96, 128])
+def test_channel_scales_come_back(head_dim: int) -> None:
+    scale, offset = torch.rand(2, 3, 4, head_dim).half(), torch.rand(2, 3, 4, head_dim).half()
+    back = reference.unpack_channel_scales(reference.pack_channel_scales(scale, offset), head_dim)
     assert torch.equal(back[0], scale)
     assert torch.equal(back[1], offset)
 

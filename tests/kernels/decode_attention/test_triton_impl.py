@@ -36,6 +36,26 @@ SHAPES = (
     *(Shape(tokens=400, value_scale=s, channel=c) for s in (1e-3, 300.0) for c in (False, True)),
     *(Shape(tokens=400, key_scale=s, channel=c) for s in (1e-3, 4.0) for c in (False, True)),
     Shape(tokens=4000, batch=3, kv_heads=8, k_bits=8, v_bits=4),
+    *(
+        Shape(head_dim=80, k_bits=k, v_bits=v, channel=c, tokens=333)
+        for k, v in ((8, 4), (4, 8))
+        for c in (False, True)
+    ),
+    *(
+        Shape(k_bits=k, v_bits=v, channel=c, k_group=None if c else g, v_group=g, head_dim=d, tokens=700, queries=2)
+        for k, v in ((8, 8), (4, 2), (2, 4))
+        for c in (False, True)
+        for g, d in ((16, 64), (32, 128), (64, 128), (32, 96))
+    ),
+    *(Shape(k_bits=3, v_bits=3, channel=c, k_group=None if c else 32, v_group=32, tokens=700) for c in (False, True)),
+    *(
+        Shape(tokens=t, ring=n, sliding=s, queries=q, channel=c)
+        for t, n, s, q in ((1000, 4, 150, 1), (5000, 20, 1100, 3), (130, 4, 100, 2))
+        for c in (False, True)
+    ),
+    *(Shape(tokens=2000, cuts=cuts, queries=2, channel=c) for cuts in ((7,), (1, 2, 30)) for c in (False, True)),
+    Shape(tokens=2000, cuts=(16,), sliding=300, queries=2, v_group=32),
+    Shape(tokens=9, cuts=(), recent=200, queries=5, group=1),
 )
 
 
@@ -48,8 +68,8 @@ def poisoned() -> Iterator[None]:
 
 
 def run(case: Case) -> torch.Tensor:
-    def move(side: PackedSide) -> PackedSide:
-        return replace(side, words=side.words.cuda(), scales=side.scales.cuda())
+    def move(sides: tuple[PackedSide, ...]) -> list[PackedSide]:
+        return [replace(side, words=side.words.cuda(), scales=side.scales.cuda()) for side in sides]
 
     recent = case.recent
     if recent is not None:
@@ -93,6 +113,33 @@ def test_fifty_runs_are_equal(channel: bool) -> None:
     case = make(Shape(tokens=3000, k_bits=4, v_bits=2, channel=channel))
     first = run(case)
     assert all(torch.equal(run(case), first) for _ in range(49))
+
+
+@gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("cuts", [(), (5, 20)])
+def test_one_captured_graph_is_right_at_every_length(cuts: tuple[int, ...]) -> None:
+    case = make(Shape(tokens=4096, batch=1, recent=0, cuts=cuts))
+    keys, values = (
+        [replace(side, words=side.words.cuda(), scales=side.scales.cuda()) for side in sides]
+        for sides in (case.keys, case.values)
+    )
+    query = case.query.cuda()
+    visible = Visible(first=case.visible.first.cuda(), last=case.visible.last.cuda())
+    decode_attention(query, keys, values=values, visible=visible)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = decode_attention(query, keys, values=values, visible=visible)
+    for first, last in ((0, 4096), (0, 1), (0, 0), (100, 150), (300, 1400), (4000, 4096), (0, 1281)):
+        visible.first.fill_(first)
+        visible.last.fill_(last)
+        out.fill_(torch.nan)
+        graph.replay()
+        now = Visible(first=visible.first.cpu(), last=visible.last.cpu())
+        expected = decode_attention(
+            case.query.float(), case.keys, values=case.values, visible=now, implementation="reference"
+        )
+        assert error(out, expected.double()) < TOLERANCE[torch.float16]
 
 
 @pytest.mark.skipif(version("triton") < "3.7", reason="older interpreters fail on loop bounds with NumPy 2.5")

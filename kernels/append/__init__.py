@@ -1,0 +1,1 @@
+"""New tokens into the packed store, in place."""

@@ -1,0 +1,207 @@
+# mypy: ignore-errors
+# ruff: noqa: N803, PLR0913, PLR0917
+"""Attention over unquantised buffers on a GPU: split over the tokens, then merged.
+
+A program takes one split of one KV head for up to 16 query rows, the smallest side of a tensor-core
+dot. How many tokens a split covers is worked out from ``first`` and ``last`` on the device, so that a
+captured graph is right, and balanced, at every length.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.decode_attention.triton_impl import _MIN_BLOCKS, deal, merge
+
+_LOG2E = tl.constexpr(1.4426950408889634)
+_ROWS = 16
+_BLOCK = 64
+_PROGRAMS = 4
+"""Programs of a processor that run at once."""
+
+
+@triton.jit
+def exact_kernel(
+    p_query,
+    p_keys,
+    p_values,
+    p_first,
+    p_last,
+    p_out,
+    p_stats,
+    scale,
+    rows,
+    count,
+    kv_heads,
+    capacity,
+    key_batch,
+    key_head,
+    value_batch,
+    value_head,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    MIN_BLOCKS: tl.constexpr,
+    RING: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One split of one KV head for ``ROWS`` query rows."""
+    split = tl.program_id(0)
+    head = tl.program_id(1).to(tl.int64)
+    splits = tl.num_programs(0)
+    batch = head // kv_heads
+    row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
+    m_row = row < rows
+    first = tl.load(p_first + batch * count + row % count, mask=m_row, other=0x7FFFFFFF)
+    last = tl.load(p_last + batch * count + row % count, mask=m_row, other=0)
+    lowest = tl.min(first, axis=0)
+    highest = tl.max(last, axis=0)
+    low, share, whole = deal(lowest, highest, 0, tl.cdiv(capacity, 64), splits, RING, MIN_BLOCKS)
+    lo = (low + split * share) * 64
+    hi = tl.minimum(tl.minimum(low + (split + 1) * share, whole) * 64, highest)
+    d = tl.arange(0, WIDTH)
+    m_d = d < D
+    query = tl.load(
+        p_query + (head * rows + row)[:, None] * D + d[None, :], mask=m_row[:, None] & m_d[None, :], other=0.0
+    )
+    p_k = p_keys + batch * key_batch + head % kv_heads * key_head
+    p_v = p_values + batch * value_batch + head % kv_heads * value_head
+    peak = tl.full([ROWS], -1e30, tl.float32)
+    norm = tl.full([ROWS], 0.0, tl.float32)
+    acc = tl.zeros([ROWS, WIDTH], tl.float32)
+    for start in range(lo, hi, TOKENS):
+        token = start + tl.arange(0, TOKENS)
+        slot = token % capacity if RING else token
+        m_kv = (token < hi)[:, None] & m_d[None, :]
+        k = tl.load(p_k + slot[:, None] * D + d[None, :], mask=m_kv, other=0.0)
+        v = tl.load(p_v + slot[:, None] * D + d[None, :], mask=m_kv, other=0.0)
+        x = tl.dot(query, tl.trans(k), input_precision=PRECISION) * (scale * _LOG2E)
+        seen = (token[None, :] < tl.minimum(last, hi)[:, None]) & (token[None, :] >= first[:, None])
+        x = tl.where(seen, x, -1e38)
+        new_peak = tl.maximum(peak, tl.max(x, axis=1))
+        p = tl.exp2(x - new_peak[:, None])
+        old = tl.exp2(peak - new_peak)
+        norm = norm * old + tl.sum(p, axis=1)
+        acc = tl.dot(p.to(v.dtype), v, acc * old[:, None], input_precision=PRECISION)
+        peak = new_peak
+    at = head * splits + split
+    tl.store(p_stats + at * 2 * rows + row, peak, mask=m_row)
+    tl.store(p_stats + (at * 2 + 1) * rows + row, norm, mask=m_row)
+    tl.store(p_out + (at * rows + row)[:, None] * D + d[None, :], acc, mask=m_row[:, None] & m_d[None, :])
+
+
+@triton.jit
+def append_kernel(
+    p_keys,
+    p_values,
+    p_new_keys,
+    p_new_values,
+    p_progress,
+    heads,
+    count,
+    capacity,
+    key_batch,
+    key_head,
+    key_token,
+    value_batch,
+    value_head,
+    value_token,
+    held_batch,
+    held_head,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
+    """Some new tokens of one head."""
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    batch = (tl.program_id(1) // heads).to(tl.int64)
+    head = tl.program_id(1) % heads
+    d = tl.arange(0, WIDTH)
+    mask = (token < count)[:, None] & (d < D)[None, :]
+    slot = (tl.load(p_progress) + token) % capacity
+    k = tl.load(p_new_keys + batch * key_batch + head * key_head + (token * key_token)[:, None] + d[None, :], mask=mask)
+    v = tl.load(
+        p_new_values + batch * value_batch + head * value_head + (token * value_token)[:, None] + d[None, :], mask=mask
+    )
+    held = batch * held_batch + head * held_head + slot[:, None] * D + d[None, :]
+    tl.store(p_keys + held, k, mask=mask)
+    tl.store(p_values + held, v, mask=mask)
+
+
+def exact_attention(
+    query: Tensor, keys: Tensor, values: Tensor, first: Tensor, last: Tensor, *, scale: float, ring: bool
+) -> Tensor:
+    """See `kernels.exact_attention.op.exact_attention`."""
+    batch, heads, count, dim = query.shape
+    kv_heads, capacity = keys.shape[1:3]
+    rows = heads // kv_heads * count
+    tiles = -(-rows // _ROWS)
+    query = query.contiguous()
+    fast = query.is_cuda
+    processors = torch.cuda.get_device_properties(query.device).multi_processor_count if fast else 1
+    wanted = max(1, processors * _PROGRAMS // max(1, batch * kv_heads * tiles))
+    blocks = -(-capacity // _BLOCK)
+    splits = max(1, min(wanted, -(-blocks // _MIN_BLOCKS)))
+    first, last = first.contiguous(), last.contiguous()
+    part = torch.empty(batch * kv_heads, splits, rows, dim, dtype=torch.float32, device=query.device)
+    stats = torch.empty(batch * kv_heads, splits, 2, rows, dtype=torch.float32, device=query.device)
+    out = torch.empty_like(query)
+    keys, values = (x if x.stride()[2:] == (dim, 1) else x.contiguous() for x in (keys, values))
+    wide = query.dtype == torch.float32
+    exact_kernel[(splits, batch * kv_heads, tiles)](
+        query,
+        keys,
+        values,
+        first,
+        last,
+        part,
+        stats,
+        scale,
+        rows,
+        count,
+        kv_heads,
+        capacity,
+        *keys.stride()[:2],
+        *values.stride()[:2],
+        D=dim,
+        WIDTH=triton.next_power_of_2(dim),
+        ROWS=_ROWS,
+        TOKENS=64 if dim <= 128 and not wide else 32,
+        MIN_BLOCKS=_MIN_BLOCKS,
+        RING=ring,
+        PRECISION="ieee" if wide else "tf32",
+        num_warps=4,
+        num_stages=3,
+    )
+    plan = (0, blocks, splits)
+    merge(query, part, stats, None, out, scale=scale, first=first, last=last, plan=plan, tile=_ROWS, ring=ring)
+    return out
+
+
+def append_exact(keys: Tensor, values: Tensor, new: tuple[Tensor, Tensor], progress: Tensor) -> None:
+    """See `kernels.exact_attention.op.append_exact`."""
+    batch, heads, capacity, dim = keys.shape
+    new_keys, new_values = (x if x.stride(3) == 1 else x.contiguous() for x in new)
+    count = new_keys.shape[2]
+    tokens = 1 if count == 1 else 16
+    append_kernel[(-(-count // tokens), batch * heads)](
+        keys,
+        values,
+        new_keys,
+        new_values,
+        progress,
+        heads,
+        count,
+        capacity,
+        *new_keys.stride()[:3],
+        *new_values.stride()[:3],
+        *keys.stride()[:2],
+        D=dim,
+        WIDTH=triton.next_power_of_2(dim),
+        TOKENS=tokens,
+        num_warps=1 if count == 1 else 4,
+    )

@@ -1,0 +1,1 @@
+"""Codes and dequantised values out of the packed store."""

@@ -1,0 +1,1 @@
+"""The packed cache in preallocated buffers, read by fused kernels."""

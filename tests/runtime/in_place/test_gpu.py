@@ -1,0 +1,127 @@
+"""The cache in buffers and the captured step on a GPU, against the plain cache there."""
+
+import pytest
+import torch
+
+from kvtuner_core.domain.memory import cache_bytes
+from kvtuner_core.domain.policy import KVPolicy, LayerPrecision
+from kvtuner_core.domain.precision import PrecisionPair
+from kvtuner_core.domain.scheme import QuantScheme
+from kvtuner_core.runtime.cache import QuantizedKVCache
+from kvtuner_core.runtime.decoding import DecodeMode, Decoder
+from kvtuner_core.runtime.in_place.support import Kernels
+from tests.fakes.models import tiny_model
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
+
+SCHEMES = {
+    "per-token": QuantScheme.per_token(),
+    "per-token, groups, window, sinks": QuantScheme.per_token(group_size=32, residual_length=5, sink_length=3),
+    "kivi": QuantScheme.kivi(),
+    "kivi, odd": QuantScheme.kivi(residual_length=7, sink_length=2),
+}
+SIZES = {
+    "llama": {"head_dim": 64, "hidden_size": 128},
+    "mistral": {"head_dim": 128, "hidden_size": 128},
+    "qwen2": {"hidden_size": 256},
+    "gemma3": {"head_dim": 64, "hidden_size": 128},
+    "phi": {"hidden_size": 256},
+    "gpt_neox": {"hidden_size": 256},
+}
+NAMES = ("K8V8", "K16V16", "K8V4")
+
+
+@pytest.fixture(scope="module")
+def models():
+    with torch.device("cpu"):
+        return {name: tiny_model(name, sharpness=1.5, **more).bfloat16().cuda() for name, more in SIZES.items()}
+
+
+def _policy(model, scheme):
+    count = model.config.num_hidden_layers
+    pairs = tuple(LayerPrecision(pair=PrecisionPair.parse(NAMES[index % 3])) for index in range(count))
+    return KVPolicy(scheme=scheme, layers=pairs)
+
+
+def _ids(batch, tokens):
+    generator = torch.Generator().manual_seed(tokens)
+    return torch.randint(0, 256, (batch, tokens), generator=generator).cuda()
+
+
+def _logits(decoder, ids, prompt):
+    """Logits after the prompt and after each further token, all given."""
+    with torch.inference_mode():
+        found = [decoder.prefill(ids[:, :prompt]).float()]
+        found += [decoder.step(ids[:, at : at + 1]).float().clone() for at in range(prompt, ids.shape[1])]
+    return torch.stack(found)
+
+
+def _off(found, expected):
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+@pytest.mark.parametrize("family", SIZES)
+def test_a_captured_step_reads_what_the_plain_cache_reads(models, family, scheme):
+    model, ids = models[family], _ids(3, 170)
+    policy, padding = _policy(model, scheme), torch.tensor([0, 5, 60], device="cuda")
+    for pads in (None, padding):
+        plain = QuantizedKVCache(policy, model, in_place=False)
+        expected = _logits(Decoder(model, plain, padding=pads), ids, 90)
+        eager = QuantizedKVCache(policy, model, in_place=True, max_tokens=170)
+        decoder = Decoder(model, eager, padding=pads, capture=False)
+        called = _logits(decoder, ids, 90)
+        assert decoder.mode is DecodeMode.EAGER
+        graph = QuantizedKVCache(policy, model, max_tokens=170)
+        decoder = Decoder(model, graph, padding=pads)
+        captured = _logits(decoder, ids, 90)
+        assert decoder.mode is DecodeMode.GRAPH, decoder.why_eager
+        assert graph.kernels is Kernels.TRITON
+        assert _off(captured, called) < 2e-3
+        # bfloat16 activations: two ways of rounding, and now and then a neighbouring code.
+        assert _off(captured, expected) < 4e-2
+        predicted = cache_bytes(policy, graph.geometry, tokens=170, batch=3)
+        assert graph.measured_bytes() == plain.measured_bytes() == predicted
+        decoder.close()
+
+
+@pytest.mark.parametrize("family", SIZES)
+def test_generate_takes_the_fused_kernels_by_itself(models, family):
+    model, ids = models[family], _ids(2, 80)
+    policy = _policy(model, SCHEMES["kivi"])
+    options = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    options |= {"return_dict_in_generate": True, "output_logits": True}
+    found = []
+    for in_place in (False, None):
+        cache = QuantizedKVCache(policy, model, in_place=in_place)
+        found.append(model.generate(ids, past_key_values=cache, **options))
+    assert cache.kernels is Kernels.TRITON
+    plain, fused = (torch.stack(one.logits).float() for one in found)
+    tokens = [one.sequences[:, 80:] for one in found]
+    # The same tokens until a tie: up to there the logits agree, and where they part the two lead by less than rounding.
+    for row in range(2):
+        differing = (tokens[0][row] != tokens[1][row]).nonzero()
+        end = int(differing[0]) + 1 if len(differing) else 24
+        assert _off(fused[:end, row], plain[:end, row]) < 5e-2
+        if len(differing):
+            best = plain[end - 1, row].topk(2).values
+            assert float(best[0] - best[1]) < 0.1
+
+
+def test_a_longer_generation_than_planned_leaves_the_graph(models):
+    model, ids = models["llama"], _ids(1, 120)
+    policy = _policy(model, SCHEMES["per-token"])
+    plain = QuantizedKVCache(policy, model, in_place=False)
+    expected = _logits(Decoder(model, plain), ids, 60)
+    cache = QuantizedKVCache(policy, model, max_tokens=90)
+    decoder = Decoder(model, cache)
+    assert _off(_logits(decoder, ids, 60), expected) < 4e-2
+    assert decoder.why_eager == "the cache is longer than max_tokens"
+
+
+def test_a_float32_model_is_read_by_the_reference():
+    model = tiny_model("llama").cuda()
+    cache = QuantizedKVCache(_policy(model, SCHEMES["per-token"]), model, max_tokens=90)
+    decoder = Decoder(model, cache)
+    _logits(decoder, _ids(1, 40), 30)
+    assert "not float32" in decoder.why_eager
