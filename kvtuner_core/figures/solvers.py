@@ -19,7 +19,7 @@ class SolverFront:
     """One front of the chart.
 
     Attributes:
-        label: Strategy and run.
+        label: Strategy and number of evaluations.
         points: Effective bits and KL on evaluation prompts, fewest bits first.
     """
 
@@ -33,7 +33,7 @@ class SolversInfo:
 
     Attributes:
         solvers: One row per search, the best first.
-        fronts: Their fronts, in the same order.
+        fronts: The front of each strategy's best search, in the same order.
         uniform: Effective bits and KL of the uniform policies, by their pair.
     """
 
@@ -72,12 +72,14 @@ def solvers_info(results: Sequence[SearchResult]) -> SolversInfo:
     """The numbers of searches that are comparable with each other."""
     rows = compare(results)
     by_run = {result.run: result for result in results}
+    best = {row.strategy: row for row in reversed(rows)}
     fronts = tuple(
         SolverFront(
-            label=f"{row.strategy} [{row.run}]",
+            label=f"{row.strategy}, {row.evaluations}",
             points=tuple((item.effective_bits, item.kl.mean) for item in by_run[row.run].front),
         )
         for row in rows
+        if best[row.strategy] is row
     )
     baselines = results[0].baselines if results else ()
     uniform = tuple((item.policy.name, item.effective_bits, item.kl.mean) for item in baselines if item.kl.mean > 0)
@@ -85,7 +87,7 @@ def solvers_info(results: Sequence[SearchResult]) -> SolversInfo:
 
 
 def solvers_figure(info: SolversInfo, *, dark: bool = False, height: int = 380) -> go.Figure:
-    """A line per search, KL on evaluation prompts against effective bits, with the uniform policies.
+    """A line per strategy, KL on evaluation prompts against effective bits, with the uniform policies.
 
     Args:
         info: The numbers.
@@ -127,7 +129,7 @@ def solvers_figure(info: SolversInfo, *, dark: bool = False, height: int = 380) 
         )
     )
     figure.update_layout(
-        **layout(dark=dark, height=height),
+        **{**layout(dark=dark, height=height), "legend": {"x": 1.01, "y": 1, "font": {"size": 12}}},
         xaxis=axis("Effective bits per cached number"),
         yaxis=axis("KL, evaluation prompts (nats per token), log", log=True),
     )

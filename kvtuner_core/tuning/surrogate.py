@@ -11,6 +11,7 @@ The corrected model is still a sum, so its front is still solved exactly.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from kvtuner_core.tuning.profiles import by_layer, widest_first
 
 _FLOOR = 1e-7
 _SMALLEST_FACTOR = 0.1
-_PRIOR = {"cell": 0.35, "pair": 0.25, "layer": 0.25, "all": 0.5}
+_PRIOR = MappingProxyType({"cell": 0.35, "pair": 0.25, "layer": 0.25, "all": 0.5})
 _NOISES = (0.02, 0.05, 0.1, 0.2, 0.4)
 _MOST_OBSERVED = 800
 

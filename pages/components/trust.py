@@ -61,7 +61,7 @@ def _solvers(result: SearchResult) -> None:
         figures.solvers_figure(info, dark=charts.is_dark()),
         info.front_rows(),
         key="solvers",
-        alt="KL on evaluation prompts against effective bits, a line per search",
+        alt="KL on evaluation prompts against effective bits, a line per strategy",
     )
 
 

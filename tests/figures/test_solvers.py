@@ -25,11 +25,18 @@ def test_a_line_per_search_on_evaluation_prompts():
     info = solvers_info(RESULTS)
     figure = solvers_figure(info)
     json.loads(figure.to_json())
-    line = trace(figure, "auto [auto]")
+    line = trace(figure, "auto, 60")
     assert list(line.y) == [item.evaluation.kl.mean for item in RESULTS[1].front]
     assert len(info.front_rows()) == sum(len(result.front) for result in RESULTS)
     assert set(trace(figure, "uniform policies").text) == {"K8V8", "K8V4", "K4V4", "K4V2", "K2V2"}
     assert all("bits" in title or "nats" in title for title in axis_titles(figure))
+
+
+def test_a_strategy_that_ran_twice_has_one_line_and_two_rows():
+    again = replace(RESULTS[0], run="again")
+    info = solvers_info([*RESULTS, again])
+    assert [front.label for front in info.fronts] == ["auto, 60", "nsga2, 60"]
+    assert len(info.rows()) == 3
 
 
 def test_nothing_to_compare_is_said():
