@@ -1,9 +1,10 @@
 """The search that a surrogate guides: solve it exactly, evaluate its front, refit, solve again.
 
-The first evaluations are spread along the additive front. Each later batch is the part of the
-refitted front that promises to add most to what is known. Where that front holds nothing new, it
-has stopped moving, and the evaluations that are left go to fronts of models drawn from the
-posterior: plausible given what was seen, and different where little was.
+The first evaluations, half of them but no more than fifty, are spread along the additive front:
+fewer leave gaps, which later ones only fill where the calibration prompts were kind. Each later
+batch is the part of the refitted front that promises to add most to what is known. Where that front
+holds nothing new, it has stopped moving, and the evaluations that are left go to fronts of models
+drawn from the posterior: plausible given what was seen, and different where little was.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from kvtuner_core.tuning.front import calibration_kl
 from kvtuner_core.tuning.spread import Point, spread
 from kvtuner_core.tuning.surrogate import Surrogate
 
-_FIRST_SHARE = 4
+_FIRST_SHARE = 2
+_FIRST_MOST = 50
 _BATCHES = 20
 _SMALLEST_BATCH = 4
 _DRAWS = 12
@@ -63,7 +65,8 @@ def guided_asking(choices: Choices, model: Surrogate, *, evaluations: int, seed:
     """
     rng = np.random.default_rng(seed)
     size = max(_SMALLEST_BATCH, evaluations // _BATCHES)
-    start = spread_start(choices, model, most=max(size, evaluations // _FIRST_SHARE))
+    first = max(size, min(evaluations // _FIRST_SHARE, _FIRST_MOST))
+    start = spread_start(choices, model, most=first)
     known = _Known()
     batch = tuple(choices.policy(choice) for choice in start)
     while batch:
