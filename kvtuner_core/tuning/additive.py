@@ -21,6 +21,7 @@ LARGEST_LOSS = 1e6
 
 _MOST_COSTS = 4_000_000
 _MOST_SUBSETS = 20_000
+_MULTIPLIERS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +70,7 @@ def additive_front(problem: AdditiveProblem) -> tuple[Solution, ...]:
     _check(problem)
     if problem.most_labels is None:
         return _front(_Units.all_of(problem), problem.budget)
-    found = (_front(units, problem.budget) for units in _few_labels(problem, problem.most_labels))
-    return _non_dominated(solution for front in found for solution in front)
+    return _front_of_sets(problem, list(_few_labels(problem, problem.most_labels)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +122,58 @@ def _few_labels(problem: AdditiveProblem, most: int) -> Iterator[_Units]:
         options = [[index for index, label in enumerate(row) if label in kept] for row in problem.labels]
         if all(options):
             yield _Units.of(problem, options)
+
+
+def _front_of_sets(problem: AdditiveProblem, sets: Sequence[_Units]) -> tuple[Solution, ...]:
+    """The front over all sets of labels; a set whose lower bound lies above what others reach is not solved."""
+    slopes = _slopes(problem)
+    relaxed = [_relaxed(units, slopes) for units in sets]
+    front: tuple[Solution, ...] = ()
+    for place in sorted(range(len(sets)), key=lambda index: float(np.log(np.maximum(relaxed[index], 1e-12)).sum())):
+        if _may_improve(sets[place], relaxed[place], slopes, front=front, budget=problem.budget):
+            front = _non_dominated((*front, *_front(sets[place], problem.budget)))
+    return front
+
+
+def _slopes(problem: AdditiveProblem) -> NDArray[np.float64]:
+    """Multipliers, loss per cost, from 0 to the steepest step of any unit."""
+    steps = [
+        (one_loss - other_loss) / (other_cost - one_cost)
+        for points in _points(problem)
+        for one_cost, one_loss in points
+        for other_cost, other_loss in points
+        if other_cost > one_cost and one_loss > other_loss
+    ]
+    spaced = np.quantile(np.array(steps), np.linspace(0.0, 1.0, _MULTIPLIERS)) if steps else np.zeros(0)
+    return np.concatenate(([0.0], spaced))
+
+
+def _relaxed(units: _Units, slopes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Least sum of loss + slope x cost, one for each slope: a solution of cost c loses at least this less slope x c."""
+    total = np.zeros(len(slopes))
+    for costs, losses in zip(units.costs, units.losses, strict=True):
+        total += (np.array(losses)[:, None] + np.array(costs, dtype=np.float64)[:, None] * slopes).min(axis=0)
+    return total
+
+
+def _may_improve(
+    units: _Units,
+    relaxed: NDArray[np.float64],
+    slopes: NDArray[np.float64],
+    *,
+    front: Sequence[Solution],
+    budget: float | None,
+) -> bool:
+    cheapest = sum(min(row) for row in units.costs)
+    if budget is not None and cheapest > budget:
+        return False
+    if not front or cheapest < front[0].cost:
+        return True
+    # Between two points of the front the bound falls with the cost, so it is lowest just before the second.
+    dearest = float(sum(max(row) for row in units.costs))
+    ends = np.array([*(solution.cost - 1.0 for solution in front[1:]), dearest if budget is None else budget])
+    bounds = (relaxed[None, :] - slopes[None, :] * ends[:, None]).max(axis=1)
+    return bool((bounds < np.array([solution.loss for solution in front])).any())
 
 
 def _useful_labels(problem: AdditiveProblem) -> Iterator[object]:

@@ -1,8 +1,9 @@
 """The additive front against enumeration."""
 
 import math
-from itertools import pairwise, product
+from itertools import combinations, pairwise, product
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,6 +65,31 @@ def test_a_point_between_the_corners_of_the_convex_hull_is_found():
     # With a Lagrange multiplier the middle option is never the cheapest.
     found = additive_front(AdditiveProblem(costs=((0, 5, 10),), losses=((10.0, 9.0, 0.0),)))
     assert [(item.cost, item.loss) for item in found] == [(0, 10.0), (5, 9.0), (10, 0.0)]
+
+
+def test_sets_that_are_not_solved_would_have_added_nothing():
+    rng = np.random.default_rng(2)
+    names = "abcdefg"
+    costs = tuple(tuple(24 * (2 + index) for index in range(7)) for _ in range(12))
+    losses = tuple(
+        tuple(rng.lognormal() * 3.0**-index * rng.lognormal(0, 0.4) for index in range(7)) for _ in range(12)
+    )
+    problem = AdditiveProblem(costs=costs, losses=losses, labels=(tuple(names),) * 12, most_labels=2)
+    alone = [
+        item
+        for kept in combinations(range(7), 2)
+        for item in additive_front(
+            AdditiveProblem(
+                costs=tuple(tuple(row[index] for index in kept) for row in costs),
+                losses=tuple(tuple(row[index] for index in kept) for row in losses),
+            )
+        )
+    ]
+    expected = []
+    for cost, loss in sorted((item.cost, item.loss) for item in alone):
+        if not expected or loss < expected[-1][1]:
+            expected.append((cost, loss))
+    assert [(item.cost, item.loss) for item in additive_front(problem)] == expected
 
 
 def test_what_is_not_a_number_is_the_worst():
