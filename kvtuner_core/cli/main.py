@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from kvtuner_core import __version__
-from kvtuner_core.cli import policies, running, stored, studies
+from kvtuner_core.cli import policies, running, solvers, stored, studies
 from kvtuner_core.cli.options import Parser
 from kvtuner_core.cli.output import Output
 from kvtuner_core.errors import InputError, KVTunerError
@@ -29,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     stored.add_commands(commands)
     studies.add_commands(commands)
+    solvers.add_commands(commands)
     policies.add_commands(commands)
     running.add_commands(commands)
     return parser

@@ -44,6 +44,8 @@ def check_search(spec: SearchSpec) -> None:
     check_between("evaluation_suffix_tokens", spec.evaluation_suffix_tokens, 1, MAX_TOKENS)
     if spec.max_bits is not None and not 0 < spec.max_bits < float("inf"):
         raise InputError(f"max_bits must be a number above 0; got {spec.max_bits!r}.")
+    if spec.constraints.max_pairs is not None:
+        check_between("max_pairs", spec.constraints.max_pairs, 1, 100)
 
 
 def check_scheme(scheme: QuantScheme, info: ModelInfo) -> None:

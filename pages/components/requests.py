@@ -11,7 +11,7 @@ from kvtuner_core.domain.study import GroupingOptions, NoiseRule, PruningOptions
 from kvtuner_core.errors import InputError
 from kvtuner_core.services import models, prompts
 from kvtuner_core.services.planning import Plan
-from pages.components import address
+from pages.components import address, strategies
 from pages.components.wording import count, duration, plain
 from pages.components.workspace import workspace
 
@@ -226,6 +226,7 @@ def search_spec() -> SearchSpec:
     sweep = sweep_spec()
     effort, bound, judged = st.columns(3, gap="large")
     with effort:
+        strategy = strategies.strategy()
         evaluations = st.number_input(
             "Evaluations",
             1,
@@ -236,31 +237,25 @@ def search_spec() -> SearchSpec:
             bind="query-params",
             help="Different policies scored on the calibration prompts.",
         )
-        population = st.number_input(
-            "Population",
-            2,
-            10_000,
-            default.population,
-            step=10,
-            key="population",
-            bind="query-params",
-            help="Policies of one generation of NSGA-II.",
-        )
+        population = strategies.population(strategy, default)
     with bound:
         limited = st.toggle("Limit the bits", key="limited", bind="query-params")
         most = st.number_input(
             "Most effective bits", 1.0, 16.0, 6.0, step=0.25, disabled=not limited, key="max_bits", bind="query-params"
         )
+        constraints = strategies.constraints()
     with judged:
         cut = prompt_cut(PromptRole.EVALUATION, limit=default.evaluation_limit, suffix=default.evaluation_suffix_tokens)
     return SearchSpec(
         sweep=sweep,
         evaluations=int(evaluations),
-        population=int(population),
+        population=population,
         max_bits=float(most) if limited else None,
         evaluation_prompts=cut.reference,
         evaluation_limit=cut.limit,
         evaluation_suffix_tokens=cut.suffix,
+        strategy=strategy,
+        constraints=constraints,
     )
 
 
