@@ -64,7 +64,8 @@ def _profiles(measurements: Measurements, spec: SweepSpec) -> Generator[Progress
     profiles: list[ErrorProfile] = []
     yield Progress(stage=SWEEP_STAGE, done=0, total=total, message=f"{layers} layers, {len(pairs)} pairs each")
     for layer in range(layers):
-        for profile in measurements.profile(layer, pairs):
+        for pair in pairs:
+            (profile,) = measurements.profile(layer, (pair,))
             profiles.append(profile)
             yield Progress(
                 stage=SWEEP_STAGE,
