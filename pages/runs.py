@@ -5,7 +5,7 @@ import streamlit as st
 from kvtuner_core.domain.runs import RunKind, RunRecord, RunStatus
 from kvtuner_core.services import results
 from pages.components import address, charts, failures, frame, jobs, stored
-from pages.components.wording import moment, plain
+from pages.components.wording import count, moment, plain
 from pages.components.workspace import workspace
 
 SHOWN = 30
@@ -119,7 +119,7 @@ def main() -> None:
         st.info("There are no runs of this kind. Choose another kind, or start one.")
     for record in shown[:SHOWN]:
         one(record)
-    with st.expander(f"Table of {len(shown)} runs", icon=":material/table:"):
+    with st.expander(f"Table of {count(len(shown), 'run')}", icon=":material/table:"):
         charts.table(
             [
                 {"Run": r.id, "Kind": str(r.kind), "Status": str(r.status), "Title": r.title, "Created": r.created,

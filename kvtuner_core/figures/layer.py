@@ -75,7 +75,7 @@ def layer_figure(info: LayerInfo, *, dark: bool = False, height: int = 460) -> g
             figure.add_trace(_points(info, metric, floor, kept=kept, legend=row == 1), row=row, col=1)
         figure.update_yaxes(axis(title, log=True), row=row, col=1)
     figure.update_layout(**layout(dark=dark, height=height, title=f"Layer {info.layer}"))
-    figure.update_xaxes(axis("Mean of key and value bits, scales left out"), row=2, col=1)
+    figure.update_xaxes(axis("Mean bits, scales left out"), row=2, col=1)
     figure.update_xaxes({**axis(""), "title": None}, row=1, col=1)
     return figure
 

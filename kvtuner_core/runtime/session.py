@@ -12,7 +12,7 @@ from kvtuner_core.domain.metrics import PolicyScore
 from kvtuner_core.domain.model import LayerGeometry
 from kvtuner_core.domain.policy import KVPolicy, LayerPrecision
 from kvtuner_core.domain.tasks import EvaluationSpec
-from kvtuner_core.errors import ModelError, PromptError
+from kvtuner_core.errors import ModelError
 from kvtuner_core.runtime.bank import Bank
 from kvtuner_core.runtime.capture import batches, capture, check_memory, own_logits
 from kvtuner_core.runtime.divergence import Divergence, Reference, bootstrap, divergence
@@ -53,7 +53,7 @@ class Session:
         spec: Prompts, scheme, and how prompts are cut.
 
     Raises:
-        PromptError: If a prompt is too short, or no scored token has a next one in its text.
+        PromptError: If a prompt is too short.
         SchemeError: If the scheme does not fit the model.
         ModelError: If the model's attention cannot be replayed.
         ComputeError: If the prompts do not fit into memory.
@@ -71,11 +71,6 @@ class Session:
             suffix_tokens=spec.suffix_tokens,
             max_positions=loaded.info.max_positions,
         )
-        if not any(len(prompt.suffix) > 1 or prompt.following is not None for prompt in self.prompts):
-            raise PromptError(
-                "The change of the likelihood needs a scored token with a next one; each text ends after its only "
-                "scored token. Use suffix_tokens of at least 2, or longer texts."
-            )
         check_memory(loaded, self.prompts)
         self._replayer = Replayer.of(loaded.model)
         groups = list(batches(self.prompts, device=loaded.device, vocabulary=loaded.info.vocabulary))

@@ -92,8 +92,8 @@ def test_a_run_keeps_its_result(ws, sweep_spec):
     ("changes", "error", "message"),
     [
         ({"limit": 0}, InputError, "limit must be from 1"),
-        ({"prefix_tokens": 0}, InputError, "prefix_tokens must be from 1"),
-        ({"suffix_tokens": -1}, InputError, "suffix_tokens must be from 1"),
+        ({"prefix_tokens": 0}, InputError, "prefix_tokens must be from 8"),
+        ({"suffix_tokens": 1}, InputError, "suffix_tokens must be from 2"),
         ({"bits": (5,)}, InputError, "must be one of 16, 8, 4, 3 or 2; got 5"),
         ({"bits": ()}, InputError, "At least one bit width"),
         ({"seed": -1}, InputError, "seed must be from 0"),
