@@ -14,7 +14,6 @@ from pages.components.workspace import workspace
 @failures.action
 def start(spec: SearchSpec) -> None:
     """Queue the search and follow it; the form makes room."""
-    st.session_state.pop("cancelled", None)
     st.session_state["new"] = False
     st.query_params["run"] = studies.start_search(workspace(), spec)
 
