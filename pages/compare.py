@@ -71,7 +71,7 @@ def tasks_for(choice: Choice) -> list[GenerateTask]:
     temperature = second.number_input(
         "Temperature", 0.0, 2.0, 0.0, step=0.1, key="temperature", bind="query-params", help="0 is greedy."
     )
-    chat = right.toggle("Chat template, where the model has one", True, key="chat", bind="query-params")
+    chat = right.toggle("Chat template", True, key="chat", bind="query-params", help="Where the model has one.")
     if not prompt.strip():
         raise InputError("A prompt must not be empty. Write a question or the beginning of a text.")
     return [

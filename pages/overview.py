@@ -13,7 +13,7 @@ STEPS = (
     ("pages/model.py", "Choose a model", "memory", "What its cache costs at 16, 8, 4 and 2 bits."),
     ("pages/search.py", "Search", "travel_explore", "Measure each layer, then find the best policies."),
     ("pages/tradeoffs.py", "Pick a policy", "scatter_plot", "Within your memory, and download it."),
-    ("pages/compare.py", "Compare answers", "compare_arrows", "Full precision beside a policy, live."),
+    ("pages/compare.py", "Compare", "compare_arrows", "Full precision beside a policy, live."),
 )
 
 

@@ -5,11 +5,16 @@ import streamlit as st
 from kvtuner_core.domain.runs import RunKind, RunRecord, RunStatus
 from kvtuner_core.services import results
 from pages.components import address, charts, failures, frame, jobs, stored
-from pages.components.wording import moment, plain
+from pages.components.wording import count, moment, plain
 from pages.components.workspace import workspace
 
 SHOWN = 30
-KINDS = {"all": "All", RunKind.SEARCH.value: "Searches", RunKind.SWEEP.value: "Sweeps"}
+KINDS = {
+    "all": "All",
+    RunKind.SEARCH.value: "Searches",
+    RunKind.SWEEP.value: "Sweeps",
+    RunKind.GENERATION.value: "Generations",
+}
 
 
 @failures.action
@@ -40,21 +45,24 @@ def queue() -> None:
 
 def open_link(record: RunRecord) -> None:
     """A link to the page that shows this run best."""
-    if record.kind is RunKind.SWEEP:
+    name = "run"
+    if record.kind is RunKind.GENERATION:
+        page, name = "pages/compare.py", "job"
+    elif record.kind is RunKind.SWEEP:
         page = "pages/sensitivity.py"
     else:
         page = "pages/tradeoffs.py" if record.status is RunStatus.DONE else "pages/search.py"
-    st.page_link(page, label="Open", icon=":material/open_in_new:", query_params={"run": record.id})
+    st.page_link(page, label="Open", icon=":material/open_in_new:", query_params={name: record.id})
 
 
 def buttons(record: RunRecord) -> None:
     """What can be done with a run."""
     open_link(record)
-    if record.status in jobs.RESUMABLE:
+    if jobs.is_resumable(record):
         st.button(
             "Resume", key=f"resume-{record.id}", icon=":material/restart_alt:", on_click=jobs.resume, args=(record.id,)
         )
-    if record.status is RunStatus.DONE:
+    if record.status is RunStatus.DONE and record.kind in stored.STUDIES:
         st.download_button(
             "CSV",
             data=lambda: export(record),
@@ -66,7 +74,7 @@ def buttons(record: RunRecord) -> None:
         )
     if record.id != results.DEMO_RUN and not record.status.is_live:
         with st.popover("Delete", icon=":material/delete:"):
-            st.markdown("Delete this run? Its single measurements stay and are used again.")
+            st.markdown("Delete this run? What it measured stays and is used again.")
             st.button("Delete the run", key=f"delete-{record.id}", type="primary", on_click=delete, args=(record.id,))
 
 
@@ -94,7 +102,7 @@ def main() -> None:
     queue()
     records = results.list_runs(workspace())
     if not records:
-        stored.empty("No runs yet", "A run is a sweep or a search that is kept with all it measured.")
+        stored.empty("No runs yet", "A run is a sweep, a search or a generation, kept with what it found.")
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):
         kind = address.switch("Kind", KINDS, name="kind", page="runs")
@@ -111,7 +119,7 @@ def main() -> None:
         st.info("There are no runs of this kind. Choose another kind, or start one.")
     for record in shown[:SHOWN]:
         one(record)
-    with st.expander(f"Table of {len(shown)} runs", icon=":material/table:"):
+    with st.expander(f"Table of {count(len(shown), 'run')}", icon=":material/table:"):
         charts.table(
             [
                 {"Run": r.id, "Kind": str(r.kind), "Status": str(r.status), "Title": r.title, "Created": r.created,

@@ -14,7 +14,6 @@ from pages.components.workspace import workspace
 @failures.action
 def start(spec: SearchSpec) -> None:
     """Queue the search and follow it; the form makes room."""
-    st.session_state.pop("cancelled", None)
     st.session_state["new"] = False
     st.query_params["run"] = studies.start_search(workspace(), spec)
 
@@ -52,7 +51,11 @@ def finished(result: SearchResult) -> None:
     """What a finished search did, and where to go on."""
     parts = ", ".join(f"{part} {duration(seconds)}" for part, seconds in result.seconds)
     facts = (
-        ("Policies scored", f"{len(result.candidates):,}", f"{len(result.baselines)} baselines beside them"),
+        (
+            "Policies scored",
+            f"{len(result.candidates):,}",
+            f"by {result.spec.strategy}, {len(result.baselines)} baselines beside them",
+        ),
         ("On the front", str(len(result.front)), "scored again on evaluation prompts"),
         ("Hypervolume, share", f"{result.hypervolume:.4f}", "of bits and log KL; higher is better"),
         ("Wall time", duration(sum(seconds for _, seconds in result.seconds)), parts),

@@ -22,7 +22,6 @@ CLICKED = "heatmap"
 @failures.action
 def start(spec: SweepSpec) -> None:
     """Queue the sweep and follow it; the form makes room."""
-    st.session_state.pop("cancelled", None)
     st.session_state["new"] = False
     st.query_params["run"] = studies.start_sweep(workspace(), spec)
 

@@ -6,7 +6,7 @@ from kvtuner_core import figures
 from kvtuner_core.domain.runs import RunKind
 from kvtuner_core.domain.study import Candidate, SearchResult
 from kvtuner_core.services.picking import Budget, candidate_gib, pick
-from pages.components import address, charts, failures, frame, headlines, jobs, policies, stored
+from pages.components import address, charts, failures, frame, headlines, jobs, policies, stored, trust
 from pages.components.wording import plain
 
 PAGE = "tradeoffs"
@@ -90,7 +90,8 @@ def show(result: SearchResult) -> None:
         picked = pick(result, asked)
         st.subheader(f"Best within the budget: {policies.name(picked)}", anchor=False)
         policies.headline(picked, result, batch=asked.batch, context=asked.context)
-        st.markdown(plain(policies.against_uniform(picked, result, asked)))
+        words = (policies.against_uniform(picked, result, asked), trust.same_as(picked, result))
+        st.markdown(plain(" ".join(words)))
         policies.downloads(result, picked)
     with lower:
         labels = policies.labels(result)
@@ -100,6 +101,7 @@ def show(result: SearchResult) -> None:
     with lower:
         offered = policies.offered(result)
         beside(result, [picked, *(offered[key] for key in others if offered[key] is not picked)], asked)
+        trust.section(result)
         with st.expander("Use the file in a program", icon=":material/code:"):
             st.code(policies.SNIPPET, language="python")
         stored.origin(result)

@@ -9,10 +9,12 @@ from kvtuner_core.domain.runs import RunRecord
 from kvtuner_core.domain.scheme import QuantScheme
 from kvtuner_core.domain.study import Candidate, SearchResult, SearchSpace, SweepResult
 from kvtuner_core.domain.tasks import Generation
+from kvtuner_core.services import trust
 from kvtuner_core.services.evaluating import Evaluation
 from kvtuner_core.services.models import MemoryRow
 from kvtuner_core.services.policies import document, policy_json
 from kvtuner_core.services.results import group_of
+from kvtuner_core.services.trust import REFERENCE_BITS, REFERENCE_KL, Overfit, Prediction, SolverRow
 
 Document = dict[str, object]
 
@@ -160,14 +162,77 @@ def search(result: SearchResult) -> Document:
         "model": model(result.sweep.model),
         "scheme": scheme(result.spec.sweep.scheme),
         "space": space(result.sweep.space),
+        "strategy": str(result.spec.strategy),
+        "constraints": constraints(result),
         "evaluations": len(result.candidates),
         "front": [candidate(result, item) for item in result.front],
         "baselines": [candidate(result, item) for item in result.baselines],
         "hypervolume": result.hypervolume,
+        "hypervolume_reference": {"effective_bits": REFERENCE_BITS, "kl": REFERENCE_KL},
+        "regret": trust.regret(result).regret,
+        "additive": additive(trust.prediction(result)),
+        "overfit": overfit(trust.overfit(result)),
+        "checks": [{"name": item.name, "good": item.good, "text": item.text} for item in trust.checks(result)],
         "seed": result.spec.sweep.seed,
         "seconds": sum(seconds for _, seconds in result.seconds),
         "seconds_by_part": dict(result.seconds),
         "provenance": provenance(result.provenance),
+    }
+
+
+def constraints(result: SearchResult) -> Document:
+    """What a search's policies had to keep to."""
+    bounds = result.spec.constraints
+    return {
+        "max_bits": result.spec.max_bits,
+        "max_pairs": bounds.max_pairs,
+        "forbidden": [str(rule) for rule in bounds.forbidden],
+        "pinned": [str(rule) for rule in bounds.pinned],
+    }
+
+
+def additive(value: Prediction) -> Document:
+    """Measured calibration KL against the sum of isolated KLs."""
+    rows = zip(value.candidates, value.predicted, value.measured, strict=True)
+    return {
+        "rank_correlation": value.rank_correlation,
+        "ratio": value.ratio,
+        "points": [
+            {
+                "name": item.policy.name,
+                "effective_bits": item.effective_bits,
+                "predicted_kl": predicted,
+                "measured_kl": measured,
+            }
+            for item, predicted, measured in rows
+        ],
+    }
+
+
+def overfit(value: Overfit) -> Document:
+    """How the order changes on prompts that a search did not see."""
+    return {
+        "rank_correlation": value.rank_correlation,
+        "front_ratio": value.front_ratio,
+        "uniform_ratio": value.uniform_ratio,
+        "beaten": value.beaten,
+        "front": value.front,
+    }
+
+
+def solver(row: SolverRow) -> Document:
+    """What one of several comparable searches found."""
+    return {
+        "run": row.run,
+        "strategy": row.strategy,
+        "seed": row.seed,
+        "evaluations": row.evaluations,
+        "seconds": row.seconds,
+        "front": row.front,
+        "hypervolume": row.hypervolume,
+        "hypervolume_at_equal_evaluations": row.at_equal,
+        "hypervolume_evaluation_prompts": row.unseen,
+        "regret": row.regret,
     }
 
 

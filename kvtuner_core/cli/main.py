@@ -2,12 +2,13 @@
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 from kvtuner_core import __version__
-from kvtuner_core.cli import policies, running, stored, studies
+from kvtuner_core.cli import policies, running, solvers, stored, studies
 from kvtuner_core.cli.options import Parser
 from kvtuner_core.cli.output import Output
 from kvtuner_core.errors import InputError, KVTunerError
@@ -29,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     stored.add_commands(commands)
     studies.add_commands(commands)
+    solvers.add_commands(commands)
     policies.add_commands(commands)
     running.add_commands(commands)
     return parser
@@ -40,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: The arguments, by default those of this process.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that is not UTF-8 shows what it cannot write as an escape.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         args = build_parser().parse_args(argv)
         out = Output(stdout=sys.stdout, stderr=sys.stderr, as_json=args.json)

@@ -7,7 +7,10 @@ from pathlib import Path
 from kvtuner_core.cli import documents
 from kvtuner_core.cli.options import Parser, add_common, add_sweep, open_workspace, sweep_spec
 from kvtuner_core.cli.output import Output, table
+from kvtuner_core.domain.strategy import Constraints, LayerPair, SearchStrategy
 from kvtuner_core.domain.study import Candidate, SearchResult, SearchSpec, SweepResult
+from kvtuner_core.errors import KVTunerError
+from kvtuner_core.services import trust
 from kvtuner_core.services.files import write_atomically
 from kvtuner_core.services.results import DEMO_RUN, group_of
 from kvtuner_core.services.studies import search, search_record, sweep, sweep_record
@@ -31,9 +34,22 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
 def _add_search(parser: argparse.ArgumentParser) -> None:
     spec = SearchSpec()
     group = parser.add_argument_group("search")
+    group.add_argument(
+        "--strategy",
+        choices=[str(strategy) for strategy in SearchStrategy],
+        default=str(spec.strategy),
+        help="how policies are chosen; nsga2 is as published (default: %(default)s)",
+    )
     group.add_argument("--evaluations", type=int, default=spec.evaluations, metavar="N", help="policies to score")
     group.add_argument("--population", type=int, default=spec.population, metavar="P", help="of a generation")
     group.add_argument("--max-bits", type=float, metavar="X", help="largest effective bits of a candidate")
+    group.add_argument("--max-pairs", type=int, metavar="N", help="most different pairs in one policy")
+    group.add_argument(
+        "--forbid", type=_rule, action="append", default=[], metavar="LAYER:PAIR", help="such as 0:K4V2; repeatable"
+    )
+    group.add_argument(
+        "--pin", type=_rule, action="append", default=[], metavar="LAYER:PAIR", help="such as 0:K8V8; repeatable"
+    )
     group.add_argument(
         "--evaluation-prompts", default=spec.evaluation_prompts, metavar="FILE", help="on which the front is scored"
     )
@@ -42,6 +58,13 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--demo", type=Path, metavar="FILE", help="also write the result as a study that ships with the project"
     )
+
+
+def _rule(text: str) -> LayerPair:
+    try:
+        return LayerPair.parse(text)
+    except KVTunerError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def run_sweep(args: argparse.Namespace, out: Output) -> None:
@@ -66,6 +89,8 @@ def search_spec(args: argparse.Namespace) -> SearchSpec:
         evaluation_prompts=args.evaluation_prompts,
         evaluation_limit=args.evaluation_limit,
         evaluation_suffix_tokens=args.evaluation_suffix_tokens,
+        strategy=SearchStrategy(args.strategy),
+        constraints=Constraints(max_pairs=args.max_pairs, forbidden=tuple(args.forbid), pinned=tuple(args.pin)),
     )
 
 
@@ -114,7 +139,9 @@ def _search_text(result: SearchResult) -> str:
             table(header, [_row(item) for item in result.front]),
             "Uniform policies",
             table(header, [_row(item) for item in result.baselines]),
-            f"Hypervolume {result.hypervolume:.4f}. Took {parts} on {result.provenance.device}",
+            f"Hypervolume {result.hypervolume:.4f} by {result.spec.strategy}. "
+            f"Took {parts} on {result.provenance.device}",
+            *(f"{'ok   ' if check.good else 'LOOK '} {check.name}: {check.text}" for check in trust.checks(result)),
             f"Pick one with: python -m kvtuner_core pick --run {result.run} --max-bits 4 -o policy.json",
         ]
     )

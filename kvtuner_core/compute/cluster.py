@@ -31,7 +31,9 @@ _CONFIG: tuple[tuple[str, object], ...] = (
 def start_cluster(gpus: tuple[Gpu, ...]) -> Any:
     """Start a scheduler in this process and one worker process per GPU, or one for the CPU.
 
-    The processes end when this one does, however it ends.
+    The processes end when this one does, however it ends. They talk over TLS with a certificate made
+    for this cluster and kept in memory: a scheduler runs what it is sent, and a loopback port is open
+    to every user of the machine.
 
     Returns:
         A ``distributed.SpecCluster``.
@@ -45,11 +47,14 @@ def start_cluster(gpus: tuple[Gpu, ...]) -> Any:
 
     environments = [{"CUDA_VISIBLE_DEVICES": gpu.id} for gpu in gpus] or [{}]
     threads = str(max(1, _cores() // len(environments)))
+    security: Any = distributed.Security
+    secured = {"security": security.temporary(), "protocol": "tls"}
     workers = {
         number: {
             "cls": distributed.Nanny,
             "options": {
                 "host": _HOST,
+                **secured,
                 "nthreads": 1,
                 "memory_limit": 0,
                 "dashboard": False,
@@ -61,11 +66,17 @@ def start_cluster(gpus: tuple[Gpu, ...]) -> Any:
     }
     scheduler = {
         "cls": distributed.Scheduler,
-        "options": {"host": _HOST, "dashboard": False, "dashboard_address": f"{_HOST}:0"},
+        "options": {"host": _HOST, "dashboard": False, "dashboard_address": f"{_HOST}:0", **secured},
     }
     cluster: Any = distributed.SpecCluster
     with dask.config.set(dict(_CONFIG)):
-        return cluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR, name="kvtuner")
+        return cluster(
+            workers=workers,
+            scheduler=scheduler,
+            security=secured["security"],
+            silence_logs=logging.ERROR,
+            name="kvtuner",
+        )
 
 
 def _cores() -> int:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtuner_core.compute.connection import DONE, Connection, Pending, settings_text
+from kvtuner_core.compute.describing import Describer
 from kvtuner_core.compute.devices import Gpu, list_gpus
-from kvtuner_core.domain.model import ModelSpec
+from kvtuner_core.domain.model import ModelInfo, ModelSpec
 from kvtuner_core.domain.ports import Emit
 from kvtuner_core.domain.tasks import Answer, GenerateTask, InspectTask, Task, WorkerInfo
 from kvtuner_core.errors import CancelledError, ComputeError, KVTunerError
@@ -48,6 +49,7 @@ class DaskCompute:
             scheduler: Address of a running scheduler, or ``None`` for workers of our own.
             runner_factory: Makes what does the work in each worker; by default the model runtime.
         """
+        self._describer = Describer(cache_dir=cache_dir, roots=roots)
         self._cache_dir = cache_dir
         self._roots = roots
         self._scheduler = scheduler
@@ -63,7 +65,7 @@ class DaskCompute:
         """Run one task to its end, as `Compute.run`; events are emitted in the caller's thread.
 
         Raises:
-            CancelledError: If it was cancelled and did not end by itself within a few seconds.
+            CancelledError: If it was cancelled; a generation gets a few seconds to end by itself first.
             ComputeError: If its workers died or cannot be reached.
             KVTunerError: What the task raised, unchanged.
         """
@@ -73,7 +75,8 @@ class DaskCompute:
         pending = None
         try:
             pending = connection.submit(task, home=home, listen=emit is not None)
-            emitted = _follow(connection, pending, emit, cancelled)
+            patience = _STOP_PATIENCE if isinstance(task, GenerateTask) else 0.0
+            emitted = _follow(connection, pending, emit, cancelled, patience=patience)
             reply = self._result(connection, pending)
             _finish(pending, emit, emitted=emitted, events=reply.events)
         finally:
@@ -85,6 +88,15 @@ class DaskCompute:
         if isinstance(reply.answer, KVTunerError):
             raise reply.answer
         return reply.answer
+
+    def describe(self, reference: str, *, version: str = "") -> ModelInfo:
+        """Geometry of a model from its configuration, as `Compute.describe`; read in a process of its own.
+
+        Raises:
+            ModelError: If there is no such model, or its cache cannot be quantised.
+            ComputeError: If that process died.
+        """
+        return self._describer.describe(reference, version=version)
 
     def workers(self) -> tuple[WorkerInfo, ...]:
         """The worker processes; empty before the first task."""
@@ -167,8 +179,18 @@ class DaskCompute:
         connection.close()
 
 
-def _follow(connection: Connection, pending: Pending, emit: Emit | None, cancelled: Callable[[], bool] | None) -> int:
-    """Pass events on until the call is done; how many were emitted."""
+def _follow(
+    connection: Connection,
+    pending: Pending,
+    emit: Emit | None,
+    cancelled: Callable[[], bool] | None,
+    *,
+    patience: float,
+) -> int:
+    """Pass events on until the call is done; how many were emitted.
+
+    A cancelled call is told to stop, and left to itself after ``patience`` seconds.
+    """
     emitted = 0
     asked = told = looked = 0.0
     while (event := _next(pending, _POLL)) is not DONE:
@@ -180,12 +202,12 @@ def _follow(connection: Connection, pending: Pending, emit: Emit | None, cancell
         if cancelled is None or not cancelled():
             continue
         asked = asked or now
-        if now - asked > _STOP_PATIENCE:
-            raise CancelledError("Cancelled; the worker finishes the step under way by itself.")
         # A worker that was restarted meanwhile has not heard of it.
         if now - told > _EVERY:
             connection.stop(pending)
             told = now
+        if now - asked >= patience:
+            raise CancelledError("Cancelled; the worker finishes the step under way by itself.")
     return emitted
 
 

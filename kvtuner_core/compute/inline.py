@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvtuner_core.domain.model import ModelInfo
 from kvtuner_core.domain.ports import Emit
 from kvtuner_core.domain.tasks import Answer, Task, WorkerInfo
 
@@ -41,6 +42,12 @@ class InlineCompute:
 
                 self._runtime = Runtime(cache_dir=self._cache_dir, roots=self._roots)
             return self._runtime.run(task, emit=emit, cancelled=cancelled)
+
+    def describe(self, reference: str, *, version: str = "") -> ModelInfo:  # noqa: ARG002 - read anew each time
+        """Geometry of a model from its configuration, as `Compute.describe`; read in this process."""
+        from kvtuner_core.runtime.loading import describe
+
+        return describe(reference, cache_dir=self._cache_dir, roots=self._roots)
 
     def workers(self) -> tuple[WorkerInfo, ...]:
         """This process."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from kvtuner_core.domain.metrics import ErrorProfile, PolicyScore
+from kvtuner_core.domain.model import ModelInfo
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.runs import Progress, RunKind, RunRecord, RunStatus
@@ -27,6 +28,18 @@ class Compute(Protocol):
 
         Raises:
             KVTunerError: What the task raised, unchanged, or `ComputeError` if the worker died.
+        """
+        ...
+
+    def describe(self, reference: str, *, version: str = "") -> ModelInfo:
+        """Geometry of a model from its configuration alone, without loading it or waiting for other work.
+
+        Args:
+            reference: As in a `ModelSpec`.
+            version: Changes when the model's files do, so that an answer may be kept; empty if not known.
+
+        Raises:
+            ModelError: If there is no such model, or its cache cannot be quantised.
         """
         ...
 

@@ -5,6 +5,12 @@ import json
 from dataclasses import dataclass
 from enum import StrEnum
 
+MIN_PREFIX = 8
+"""Fewest tokens of a prefix: below, a cache has nothing to lose."""
+
+MIN_SUFFIX = 2
+"""Fewest scored tokens: the last one may have no next token, whose likelihood is measured, too."""
+
 
 class PromptRole(StrEnum):
     """What a prompt set may be used for; shipped sets of different roles share no material."""

@@ -95,6 +95,7 @@ class JobView:
         rate: Newly computed units per second, 0 where unknown.
         seconds_left: Honest estimate for this stage, or ``None`` where unknown.
         events: The latest events, oldest first, at most a few thousand.
+        stopping: Whether somebody asked it to stop.
     """
 
     record: RunRecord
@@ -103,3 +104,4 @@ class JobView:
     rate: float = 0.0
     seconds_left: float | None = None
     events: tuple[object, ...] = field(default=())
+    stopping: bool = False

@@ -157,7 +157,7 @@ class QuantScheme:
         if self.group_size is None or self.group_size >= head_dim:
             return head_dim
         if head_dim % self.group_size:
-            fits = ", ".join(str(n) for n in range(8, head_dim + 1) if head_dim % n == 0) or str(head_dim)
+            fits = ", ".join(str(n) for n in range(2, head_dim + 1) if head_dim % n == 0) or str(head_dim)
             raise SchemeError(
                 f"group_size must divide head_dim ({head_dim}); got {self.group_size}. Use one of {fits}."
             )

@@ -10,6 +10,7 @@ from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.provenance import Provenance
 from kvtuner_core.domain.scheme import QuantScheme
+from kvtuner_core.domain.strategy import Constraints, SearchStrategy
 
 
 class NoiseRule(StrEnum):
@@ -140,6 +141,8 @@ class SearchSpec:
         evaluation_prompts: Set on which the front is scored again.
         evaluation_limit: Number of prompts taken from it.
         evaluation_suffix_tokens: Tokens scored in each of them.
+        strategy: How policies are chosen.
+        constraints: What policies must keep to, beside ``max_bits``.
     """
 
     sweep: SweepSpec = field(default_factory=SweepSpec)
@@ -149,6 +152,8 @@ class SearchSpec:
     evaluation_prompts: str = "evaluation"
     evaluation_limit: int = 12
     evaluation_suffix_tokens: int = 32
+    strategy: SearchStrategy = SearchStrategy.AUTO
+    constraints: Constraints = field(default_factory=Constraints)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

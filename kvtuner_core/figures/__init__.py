@@ -7,7 +7,9 @@ from kvtuner_core.figures.lines import LinesInfo, lines_figure, lines_info
 from kvtuner_core.figures.memory import CacheCost, MemoryInfo, memory_figure, memory_info
 from kvtuner_core.figures.pareto import ParetoInfo, ParetoPoint, pareto_figure, pareto_info
 from kvtuner_core.figures.policy_text import summary
+from kvtuner_core.figures.prediction import PredictionInfo, prediction_figure, prediction_info
 from kvtuner_core.figures.progress import ProgressInfo, progress_figure, progress_info
+from kvtuner_core.figures.solvers import SolversInfo, solvers_figure, solvers_info
 from kvtuner_core.figures.strip import StripInfo, strip_figure, strip_info
 from kvtuner_core.figures.style import CHART_CONFIG
 
@@ -21,7 +23,9 @@ __all__ = [
     "MemoryInfo",
     "ParetoInfo",
     "ParetoPoint",
+    "PredictionInfo",
     "ProgressInfo",
+    "SolversInfo",
     "StripInfo",
     "correlation_info",
     "effect_figure",
@@ -36,8 +40,12 @@ __all__ = [
     "memory_info",
     "pareto_figure",
     "pareto_info",
+    "prediction_figure",
+    "prediction_info",
     "progress_figure",
     "progress_info",
+    "solvers_figure",
+    "solvers_info",
     "strip_figure",
     "strip_info",
     "summary",

@@ -86,7 +86,7 @@ def effect_figure(info: EffectInfo, *, dark: bool = False, height: int = 380) ->
     title = "Rank correlation of layers: " + ("undefined" if value is None else f"{value:.2f}")
     figure.update_layout(
         **layout(dark=dark, height=height, title=title),
-        xaxis=axis("Output error (relative), sum over pairs, log scale", log=True) | {"dtick": None},
-        yaxis=axis("KL (nats per token), sum over pairs, log scale", log=True),
+        xaxis=axis("Output error, sum over pairs, log", log=True) | {"dtick": None},
+        yaxis=axis("KL (nats per token), sum over pairs, log", log=True),
     )
     return figure

@@ -75,19 +75,20 @@ def layer_figure(info: LayerInfo, *, dark: bool = False, height: int = 460) -> g
             figure.add_trace(_points(info, metric, floor, kept=kept, legend=row == 1), row=row, col=1)
         figure.update_yaxes(axis(title, log=True), row=row, col=1)
     figure.update_layout(**layout(dark=dark, height=height, title=f"Layer {info.layer}"))
-    figure.update_xaxes(axis("Mean of key and value bits, scales left out"), row=2, col=1)
+    figure.update_xaxes(axis("Mean bits, scales left out"), row=2, col=1)
     figure.update_xaxes({**axis(""), "title": None}, row=1, col=1)
     return figure
 
 
 def _points(info: LayerInfo, metric: str, floor: float, *, kept: bool, legend: bool) -> go.Scatter:
     chosen = [profile for profile in info.profiles if (profile.pair in info.kept) == kept]
+    places = _places(info, metric)
     return go.Scatter(
         x=[profile.pair.nominal_bits for profile in chosen],
         y=[floored(metrics.value(profile, metric), floor) for profile in chosen],
         mode="lines+markers+text" if kept else "markers+text",
         text=[profile.pair.name for profile in chosen],
-        textposition="top right" if kept else "bottom right",
+        textposition=[places[profile.pair] for profile in chosen],
         textfont={"size": 11, "color": None if kept else GREY},
         cliponaxis=False,
         line={"color": BLUE, "width": 1.5},
@@ -99,6 +100,19 @@ def _points(info: LayerInfo, metric: str, floor: float, *, kept: bool, legend: b
         hovertext=[_hover(profile) for profile in chosen],
         hovertemplate="%{hovertext}<extra></extra>",
     )
+
+
+def _places(info: LayerInfo, metric: str) -> dict[PrecisionPair, str]:
+    """Where each pair's name stands: of pairs of equal bits the highest above, the lowest below, others beside."""
+    columns: dict[float, list[ErrorProfile]] = {}
+    for profile in sorted(info.profiles, key=lambda profile: metrics.value(profile, metric), reverse=True):
+        columns.setdefault(profile.pair.nominal_bits, []).append(profile)
+    places: dict[PrecisionPair, str] = {}
+    for column in columns.values():
+        places.update((profile.pair, "middle right") for profile in column)
+        places[column[-1].pair] = "bottom center"
+        places[column[0].pair] = "top center"
+    return places
 
 
 def _hover(profile: ErrorProfile) -> str:

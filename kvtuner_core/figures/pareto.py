@@ -209,7 +209,7 @@ def _dominated(info: ParetoInfo) -> go.Scatter:
     return go.Scatter(
         **_trace(info, info.of("candidate"), seen="calibration", bars=False),
         mode="markers",
-        name="other candidates, calibration prompts",
+        name="others",
         marker={"color": GREY, "size": 5, "opacity": 0.35},
     )
 
@@ -218,7 +218,7 @@ def _calibration_line(info: ParetoInfo) -> go.Scatter:
     return go.Scatter(
         **_trace(info, info.of("front"), seen="calibration", bars=False),
         mode="lines",
-        name="front, calibration prompts",
+        name="front, calibration",
         line={"color": BLUE, "width": 1, "dash": "dot"},
     )
 
@@ -228,7 +228,7 @@ def _front(info: ParetoInfo) -> go.Scatter:
     return go.Scatter(
         **_trace(info, front, seen=info.seen, bars=True),
         mode="lines+markers",
-        name=f"front, {info.seen} prompts, 95% interval",
+        name=f"front, {info.seen}, 95%",
         line={"color": BLUE, "width": 1.6},
         marker={"color": BLUE, "size": 8},
         unselected={"marker": {"opacity": 1}},

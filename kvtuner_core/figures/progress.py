@@ -12,6 +12,12 @@ from kvtuner_core.domain.study import Candidate, CandidateOrigin
 from kvtuner_core.figures.style import BLUE, TEAL, axis, empty_figure, floored, layout, log_floor, short
 from kvtuner_core.tuning.front import calibration_kl, dominated_share, pareto_front
 
+EARLY_TO_LATE = ((0.0, "#b4bcc6"), (0.5, "#c98f3a"), (1.0, "#8f3f14"))
+"""From grey to brown; every step is seen on white."""
+
+EARLY_TO_LATE_DARK = ((0.0, "#7d8894"), (0.5, "#d59a45"), (1.0, "#ffd89a"))
+"""From grey to cream; every step is seen on black."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressInfo:
@@ -82,7 +88,7 @@ def progress_figure(info: ProgressInfo, *, dark: bool = False, height: int = 380
         return empty_figure("No candidate yet", dark=dark, height=height)
     floor = log_floor([kl for kl in info.kls if math.isfinite(kl)])
     figure = make_subplots(rows=1, cols=2, column_widths=[0.64, 0.36], horizontal_spacing=0.1)
-    figure.add_trace(_candidates(info, floor), row=1, col=1)
+    figure.add_trace(_candidates(info, floor, dark=dark), row=1, col=1)
     figure.add_trace(_front(info, floor), row=1, col=1)
     figure.add_trace(
         go.Scatter(
@@ -105,13 +111,15 @@ def progress_figure(info: ProgressInfo, *, dark: bool = False, height: int = 380
     return figure
 
 
-def _candidates(info: ProgressInfo, floor: float) -> go.Scatter:
+def _candidates(info: ProgressInfo, floor: float, *, dark: bool) -> go.Scatter:
+    # Early ones are pale, late ones strong, on either ground.
+    scale = EARLY_TO_LATE_DARK if dark else EARLY_TO_LATE
     return go.Scatter(
         x=list(info.bits),
         y=[floored(kl, floor) for kl in info.kls],
         mode="markers",
         name="candidates, early to late",
-        marker={"color": list(info.orders), "colorscale": "Cividis", "size": 6, "opacity": 0.75},
+        marker={"color": list(info.orders), "colorscale": scale, "size": 7, "opacity": 0.85},
         hovertext=[
             f"evaluation {order + 1}<br>{bits:.2f} effective bits<br>KL {short(kl)} nats per token"
             for order, bits, kl in zip(info.orders, info.bits, info.kls, strict=True)

@@ -48,4 +48,5 @@ class Job:
             rate=self._pace.rate,
             seconds_left=self._pace.seconds_left(time.monotonic()) if live else None,
             events=tuple(self._events),
+            stopping=self.stopping,
         )

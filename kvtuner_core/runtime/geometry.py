@@ -156,12 +156,24 @@ def _sliding_windows(decoder: PretrainedConfig) -> tuple[int | None, ...]:
     return tuple(getattr(layer, "sliding_window", None) for layer in layers[: len(kinds)])
 
 
+def _head_dim(config: PretrainedConfig, query_heads: int) -> int:
+    given = getattr(config, "head_dim", None)
+    if given is not None:
+        return int(given)
+    return int(config.hidden_size) // query_heads if query_heads > 0 else 0
+
+
 def _one_layer(config: PretrainedConfig, window: int | None) -> LayerGeometry:
     query_heads = int(config.num_attention_heads)
-    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // query_heads)
+    head_dim = _head_dim(config, query_heads)
     kv_heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None)
     if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
         kv_heads = 1
+    if head_dim < 1 or query_heads < 1:
+        raise ModelError(
+            f"A model's heads must each hold values; its config gives {query_heads} heads of {head_dim}. "
+            "Check head_dim, hidden_size and num_attention_heads."
+        )
     return LayerGeometry(
         kv_heads=int(kv_heads or query_heads),
         key_dim=head_dim,

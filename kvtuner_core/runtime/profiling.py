@@ -23,37 +23,48 @@ from kvtuner_core.runtime.session import Session
 _FUSED_ROWS = 300
 
 
-def profile_layer(session: Session, layer: int, pairs: Sequence[PrecisionPair]) -> tuple[ErrorProfile, ...]:
-    """Measure one layer under each pair, everything else in full precision.
+class LayerProfiler:
+    """Measures one layer under any pairs; what the pairs have in common is computed once.
 
-    Args:
+    Attributes:
         session: The model, prompts and scheme.
         layer: Index among the cached layers.
-        pairs: The pairs to measure.
-
-    Returns:
-        One profile per pair, in order.
-
-    Raises:
-        ModelError: If there is no such layer, or its attention cannot be measured.
     """
-    count = len(session.layers)
-    if not 0 <= layer < count:
-        raise ModelError(f"layer must be from 0 to {count - 1} for this model; got {layer}.")
-    errors = _LocalErrors(session, layer)
-    divergences = _divergences(session, layer, pairs)
-    return tuple(
-        ErrorProfile(
-            layer=layer,
-            pair=pair,
-            key_error=errors.side(Side.KEY, pair.key_bits),
-            value_error=errors.side(Side.VALUE, pair.value_bits),
-            score_error=errors.score(pair),
-            output_error=errors.output(pair),
-            kl=kl,
+
+    def __init__(self, session: Session, layer: int) -> None:
+        """Compute the layer's attention in full precision.
+
+        Raises:
+            ModelError: If there is no such layer, or its attention cannot be measured.
+        """
+        count = len(session.layers)
+        if not 0 <= layer < count:
+            raise ModelError(f"layer must be from 0 to {count - 1} for this model; got {layer}.")
+        self.session = session
+        self.layer = layer
+        self._errors = _LocalErrors(session, layer)
+
+    def profile(self, pairs: Sequence[PrecisionPair]) -> tuple[ErrorProfile, ...]:
+        """One profile per pair, in order, everything else in full precision."""
+        errors = self._errors
+        divergences = _divergences(self.session, self.layer, pairs)
+        return tuple(
+            ErrorProfile(
+                layer=self.layer,
+                pair=pair,
+                key_error=errors.side(Side.KEY, pair.key_bits),
+                value_error=errors.side(Side.VALUE, pair.value_bits),
+                score_error=errors.score(pair),
+                output_error=errors.output(pair),
+                kl=kl,
+            )
+            for pair, kl in zip(pairs, divergences, strict=True)
         )
-        for pair, kl in zip(pairs, divergences, strict=True)
-    )
+
+
+def profile_layer(session: Session, layer: int, pairs: Sequence[PrecisionPair]) -> tuple[ErrorProfile, ...]:
+    """Measure one layer under each pair; see `LayerProfiler`."""
+    return LayerProfiler(session, layer).profile(pairs)
 
 
 def _divergences(session: Session, layer: int, pairs: Sequence[PrecisionPair]) -> list[float]:

@@ -5,14 +5,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from kvtuner_core.domain.prompts import Prompt
+from kvtuner_core.domain.prompts import MIN_PREFIX, MIN_SUFFIX, Prompt
 from kvtuner_core.errors import PromptError
-
-MIN_PREFIX = 8
-"""Fewest tokens of a prefix: below, a cache has nothing to lose."""
-
-MIN_SUFFIX = 2
-"""Fewest tokens of a suffix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

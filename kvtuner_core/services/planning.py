@@ -15,7 +15,7 @@ from kvtuner_core.services.models import describe, report
 from kvtuner_core.services.requests import calibration_session, check_search, check_sweep, evaluation_session
 from kvtuner_core.services.workspace import Workspace
 from kvtuner_core.store import from_json
-from kvtuner_core.tuning import baselines, build_space, pareto_front
+from kvtuner_core.tuning import PolicySearch, baselines, build_space, pareto_front
 
 _TYPICAL_FRONT = 20
 _LOOK_BACK = 5
@@ -133,8 +133,6 @@ def _replay(measurements: Measurements, spec: SearchSpec, first: Plan) -> tuple[
     found: list[Candidate] = []
     if first.known < first.total:
         return spec.evaluations, found
-    from kvtuner_core.tuning.search import NsgaSearch
-
     sweep = spec.sweep
     geometry = measurements.report.info.layers
     profiles = [
@@ -144,19 +142,11 @@ def _replay(measurements: Measurements, spec: SearchSpec, first: Plan) -> tuple[
         if (profile := measurements.known_profile(layer, pair)) is not None
     ]
     space = build_space(profiles, sweep.pruning, sweep.grouping)
-    searcher = NsgaSearch(
-        space,
-        sweep.scheme,
-        geometry,
-        evaluations=spec.evaluations,
-        population=spec.population,
-        seed=sweep.seed,
-        max_bits=spec.max_bits,
-    )
+    searcher = PolicySearch(spec, space=space, profiles=profiles, geometry=geometry)
     try:
         found.extend(searcher.candidates(_StoredScorer(measurements)))
     except _Unknown:
-        return min(spec.evaluations, round(10 ** min(space.log10_after, 6))), found
+        return searcher.most, found
     return len(found), found
 
 

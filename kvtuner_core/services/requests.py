@@ -4,7 +4,7 @@ from kvtuner_core.domain.memory import check_layers
 from kvtuner_core.domain.model import ModelInfo
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.precision import candidate_pairs
-from kvtuner_core.domain.prompts import PromptRole, PromptSet
+from kvtuner_core.domain.prompts import MIN_PREFIX, MIN_SUFFIX, PromptRole, PromptSet
 from kvtuner_core.domain.scheme import QuantScheme
 from kvtuner_core.domain.study import SearchSpec, SweepSpec
 from kvtuner_core.domain.tasks import EvaluationSpec
@@ -27,8 +27,8 @@ def check_sweep(spec: SweepSpec) -> None:
     """Raise `InputError` for a sweep that cannot be run on any model."""
     candidate_pairs(spec.bits)
     check_between("limit", spec.limit, 1, 100_000)
-    check_between("prefix_tokens", spec.prefix_tokens, 1, MAX_TOKENS)
-    check_between("suffix_tokens", spec.suffix_tokens, 1, MAX_TOKENS)
+    check_between("prefix_tokens", spec.prefix_tokens, MIN_PREFIX, MAX_TOKENS)
+    check_between("suffix_tokens", spec.suffix_tokens, MIN_SUFFIX, MAX_TOKENS)
     check_between("seed", spec.seed, 0, MAX_SEED)
     if not 0 < spec.grouping.eps < float("inf"):
         raise InputError(f"eps must be a number above 0; got {spec.grouping.eps!r}.")
@@ -41,9 +41,11 @@ def check_search(spec: SearchSpec) -> None:
     check_between("evaluations", spec.evaluations, 1, MAX_EVALUATIONS)
     check_between("population", spec.population, 2, 10_000)
     check_between("evaluation_limit", spec.evaluation_limit, 1, 100_000)
-    check_between("evaluation_suffix_tokens", spec.evaluation_suffix_tokens, 1, MAX_TOKENS)
+    check_between("evaluation_suffix_tokens", spec.evaluation_suffix_tokens, MIN_SUFFIX, MAX_TOKENS)
     if spec.max_bits is not None and not 0 < spec.max_bits < float("inf"):
         raise InputError(f"max_bits must be a number above 0; got {spec.max_bits!r}.")
+    if spec.constraints.max_pairs is not None:
+        check_between("max_pairs", spec.constraints.max_pairs, 1, 100)
 
 
 def check_scheme(scheme: QuantScheme, info: ModelInfo) -> None:

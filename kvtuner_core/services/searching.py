@@ -16,7 +16,7 @@ from kvtuner_core.services.sweeping import SWEEP_STAGE, sweep
 from kvtuner_core.services.work import Cancelled, never, new_run_id
 from kvtuner_core.services.workspace import Workspace
 from kvtuner_core.store import to_json
-from kvtuner_core.tuning import baselines, hypervolume, pareto_front
+from kvtuner_core.tuning import PolicySearch, baselines, hypervolume, pareto_front
 
 SEARCH_STAGE = "search"
 EVALUATION_STAGE = "evaluation"
@@ -82,8 +82,6 @@ _Found = tuple[Candidate, ...]
 def _search(
     measurements: Measurements, spec: SearchSpec, swept: SweepResult
 ) -> Generator[Progress, None, tuple[_Found, _Found]]:
-    from kvtuner_core.tuning.search import NsgaSearch
-
     geometry = swept.model.layers
     policies = baselines(layers=len(geometry), scheme=spec.sweep.scheme)
     total = len(policies) + spec.evaluations
@@ -92,15 +90,7 @@ def _search(
     for order, policy in enumerate(policies):
         uniform.append(_baseline(measurements, policy, order))
         yield _candidate_progress(SEARCH_STAGE, uniform[-1], (order + 1, total), measurements.reused)
-    searcher = NsgaSearch(
-        swept.space,
-        spec.sweep.scheme,
-        geometry,
-        evaluations=spec.evaluations,
-        population=spec.population,
-        seed=spec.sweep.seed,
-        max_bits=spec.max_bits,
-    )
+    searcher = PolicySearch(spec, space=swept.space, profiles=swept.profiles, geometry=geometry)
     found: list[Candidate] = []
     for candidate in searcher.candidates(measurements):
         found.append(candidate)

@@ -62,9 +62,11 @@ def _profiles(measurements: Measurements, spec: SweepSpec) -> Generator[Progress
     layers = len(measurements.report.info.layers)
     total = layers * len(pairs)
     profiles: list[ErrorProfile] = []
-    yield Progress(stage=SWEEP_STAGE, done=0, total=total, message=f"{layers} layers, {len(pairs)} pairs each")
+    message = f"Reading the prompts; then {layers} layers, {len(pairs)} pairs each"
+    yield Progress(stage=SWEEP_STAGE, done=0, total=total, message=message)
     for layer in range(layers):
-        for profile in measurements.profile(layer, pairs):
+        for pair in pairs:
+            (profile,) = measurements.profile(layer, (pair,))
             profiles.append(profile)
             yield Progress(
                 stage=SWEEP_STAGE,

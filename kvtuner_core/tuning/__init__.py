@@ -5,10 +5,10 @@ from kvtuner_core.tuning.correlation import RankCorrelation, rank_correlation
 from kvtuner_core.tuning.front import hypervolume, pareto_front
 from kvtuner_core.tuning.grouping import build_space, group_layers
 from kvtuner_core.tuning.pruning import prune_pairs
-from kvtuner_core.tuning.search import NsgaSearch
+from kvtuner_core.tuning.search import PolicySearch
 
 __all__ = [
-    "NsgaSearch",
+    "PolicySearch",
     "RankCorrelation",
     "baselines",
     "build_space",

@@ -1,140 +1,204 @@
-"""The search: NSGA-II over one pair per layer group (KVTuner, section 5.3).
+"""The search: one named strategy over the policies that a request allows."""
 
-The paper names MOEA/D, its code runs NSGA-II with a population of 50 and 200 evaluations, unseeded.
-Here the run is seeded, and every evaluation is spent on a policy that was not scored before.
-"""
-
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-
-import numpy as np
+from types import MappingProxyType
 
 from kvtuner_core.domain.memory import effective_bits
+from kvtuner_core.domain.metrics import ErrorProfile
 from kvtuner_core.domain.model import LayerGeometry
-from kvtuner_core.domain.policy import KVPolicy
+from kvtuner_core.domain.policy import KVPolicy, LayerPrecision
 from kvtuner_core.domain.ports import Scorer
-from kvtuner_core.domain.scheme import QuantScheme
-from kvtuner_core.domain.study import Candidate, CandidateOrigin, SearchSpace
+from kvtuner_core.domain.strategy import Constraints, SearchStrategy
+from kvtuner_core.domain.study import Candidate, SearchSpace, SearchSpec
 from kvtuner_core.errors import InputError
-from kvtuner_core.tuning.choices import Choice, Choices
+from kvtuner_core.tuning import heuristics
+from kvtuner_core.tuning.asking import Asking, answered
+from kvtuner_core.tuning.choices import Choices
+from kvtuner_core.tuning.constraints import constrained, layer_space, single_layers
+from kvtuner_core.tuning.evolving import evolving_asking
+from kvtuner_core.tuning.guided import additive_asking, guided_asking, spread_start
+from kvtuner_core.tuning.surrogate import Surrogate
 
-_TRIES = 30
-_SMALLEST_POPULATION = 4
+_WARM_SHARE = 2
+"""The first generation of a warm start holds this fraction of surrogate points: one in two."""
 
 
-class NsgaSearch:
-    """A seeded NSGA-II search; minimises effective bits and the mean calibration KL.
+class PolicySearch:
+    """A seeded search; minimises effective bits and the mean calibration KL.
 
-    A space with no more policies than ``evaluations`` is enumerated. Given the same scores the
-    same policies are asked for in the same order, so an interrupted search is replayed from the
-    stored scores and goes on.
+    A space with no more policies than evaluations is enumerated, whichever strategy would choose
+    from it. Given the same scores the same policies are asked for in the same order, so an
+    interrupted search is replayed from the stored scores and goes on.
 
     Args:
-        space: Layer groups and their pairs.
-        scheme: Grouping and rounding of every policy.
+        spec: Strategy, evaluations, population, seed, scheme, and the bounds on policies.
+        space: The sweep's layer groups and pairs.
+        profiles: The sweep's errors; their isolated KLs make the surrogate.
         geometry: Cache geometry per layer.
-        evaluations: Number of different policies to score.
-        population: Individuals of the population; at most half of ``evaluations`` is used, so that
-            there is a second generation.
-        seed: Seed of everything random.
-        max_bits: Largest effective bits of a candidate, or ``None``.
 
     Raises:
         InputError: If a number is out of range, the space does not fit the model, or no policy is
-            within ``max_bits``.
+            within the bounds.
     """
 
     def __init__(
         self,
-        space: SearchSpace,
-        scheme: QuantScheme,
-        geometry: tuple[LayerGeometry, ...],
+        spec: SearchSpec,
         *,
-        evaluations: int,
-        population: int,
-        seed: int,
-        max_bits: float | None = None,
+        space: SearchSpace,
+        profiles: Sequence[ErrorProfile],
+        geometry: tuple[LayerGeometry, ...],
     ) -> None:
-        for name, value, least in (("evaluations", evaluations, 1), ("population", population, 2), ("seed", seed, 0)):
+        numbers = (
+            ("evaluations", spec.evaluations, 1),
+            ("population", spec.population, 2),
+            ("seed", spec.sweep.seed, 0),
+        )
+        for name, value, least in numbers:
             if type(value) is not int or value < least:
                 raise InputError(f"{name} must be a whole number from {least}; got {value!r}.")
-        self._choices = Choices(space, scheme, geometry, max_bits=max_bits)
-        self._geometry = geometry
-        self._evaluations = evaluations
-        self._population = max(_SMALLEST_POPULATION, min(population, evaluations // 2))
-        self._seed = seed
+        self.spec = spec
+        self.geometry = geometry
+        self.model = Surrogate.additive(profiles)
+        self.choices = Choices(
+            constrained(_SPACES.get(spec.strategy, layer_space)(space), spec.constraints),
+            spec.sweep.scheme,
+            geometry,
+            max_bits=spec.max_bits,
+            max_pairs=spec.constraints.max_pairs,
+        )
 
     def candidates(self, scorer: Scorer) -> Iterator[Candidate]:
-        """Yield each new candidate once it is scored, until the evaluations are used up.
+        """Yield each new candidate once it is scored, until the evaluations are used up or nothing is left to ask.
 
         Args:
             scorer: Scores a policy on the calibration prompts.
+
+        Raises:
+            InputError: If the strategy has no policy within the bounds.
         """
-        few = tuple(islice(self._choices.all_fitting(), self._evaluations + 1))
-        if len(few) <= self._evaluations:
-            for order, choice in enumerate(few):
-                yield self._scored(scorer, self._choices.policy(choice), order)
-            return
-        yield from self._evolve(scorer)
+        found = 0
+        for candidate in answered(self._asking(), scorer, self.geometry, evaluations=self.spec.evaluations):
+            found += 1
+            yield candidate
+        if not found:
+            raise InputError(
+                f"A strategy needs a policy within the bounds on bits and pairs; {self.spec.strategy} has none. "
+                "Use auto, or widen the bounds."
+            )
 
-    def _evolve(self, scorer: Scorer) -> Iterator[Candidate]:
-        from kvtuner_core.tuning.evolution import Evolution
+    @property
+    def most(self) -> int:
+        """Most policies that `candidates` may score."""
+        within = math.prod(min(size, self.spec.evaluations + 1) for size in self.choices.sizes)
+        return min(self.spec.evaluations, within)
 
-        rng = np.random.default_rng(self._seed)
-        start = self._start(rng)
-        evolution = Evolution(sizes=self._choices.sizes, start=start, offspring=self._offspring(), seed=self._seed)
-        seen: set[Choice] = set()
-        while True:
-            generation: list[tuple[Choice, float, float]] = []
-            for wanted in evolution.ask() or start:
-                choice = self._unseen(wanted, seen, rng)
-                candidate = self._scored(scorer, self._choices.policy(choice), len(seen))
-                seen.add(choice)
-                generation.append((choice, candidate.effective_bits, candidate.calibration.kl.mean))
-                yield candidate
-                if len(seen) == self._evaluations:
-                    return
-            evolution.tell(generation)
+    def _asking(self) -> Asking:
+        if self.spec.strategy in _FIXED:
+            return self._keeping(_FIXED[self.spec.strategy](self))
+        few = tuple(islice(self.choices.all_fitting(), self.spec.evaluations + 1))
+        if len(few) <= self.spec.evaluations:
+            return _listed(tuple(self.choices.policy(choice) for choice in few))
+        return _SOLVERS[self.spec.strategy](self)
 
-    def _offspring(self) -> int:
-        # Small generations select more often, which matters where evaluations are few.
-        return max(_SMALLEST_POPULATION, self._population // 2)
+    def _keeping(self, asking: Asking) -> Asking:
+        """A solver that knows no bounds: pinned layers are put in place, what breaks another bound is left out."""
+        for batch in asking:
+            moved = dict.fromkeys(_pinned(policy, self.spec.constraints) for policy in batch)
+            yield tuple(policy for policy in moved if self._allows(policy))
 
-    def _scored(self, scorer: Scorer, policy: KVPolicy, order: int) -> Candidate:
-        return Candidate(
-            policy=policy,
-            origin=CandidateOrigin.SEARCH,
-            nominal_bits=policy.nominal_bits,
-            effective_bits=effective_bits(policy, self._geometry),
-            calibration=scorer.score(policy),
-            order=order,
+    def _allows(self, policy: KVPolicy) -> bool:
+        constraints, most = self.spec.constraints, self.spec.max_bits
+        different = {layer.pair for layer in policy.layers}
+        return (
+            (most is None or effective_bits(policy, self.geometry) <= most * (1 + 1e-12))
+            and (constraints.max_pairs is None or len(different) <= constraints.max_pairs)
+            and not any(policy.layers[rule.layer].pair == rule.pair for rule in constraints.forbidden)
         )
 
-    def _start(self, rng: np.random.Generator) -> tuple[Choice, ...]:
-        """The first generation: the extremes, the uniform policies, then random ones of all widths."""
-        sizes = np.array(self._choices.sizes)
-        widest = self._choices.narrowed((0,) * len(sizes), rng)
-        chosen = dict.fromkeys((self._choices.narrowest, widest, *self._choices.uniform()))
-        for level in np.linspace(0.0, 1.0, 4 * self._population):
-            if len(chosen) >= self._population:
-                break
-            # Levels from both ends inwards and back, so that a short start still spans the bits.
-            near = (level * 7.0 % 1.0) * (sizes - 1) + rng.normal(0.0, 0.7, len(sizes))
-            choice = np.clip(np.rint(near), 0, sizes - 1)
-            chosen.setdefault(self._choices.narrowed(tuple(int(index) for index in choice), rng))
-        for choice in self._choices.all_fitting():
-            if len(chosen) >= self._population:
-                break
-            chosen.setdefault(choice)
-        return tuple(chosen)[: self._population]
 
-    def _unseen(self, wanted: Choice, seen: set[Choice], rng: np.random.Generator) -> Choice:
-        """``wanted`` where it is new and fits, else a neighbour that is; there always is one left."""
-        choice = self._choices.narrowed(wanted, rng)
-        for _ in range(_TRIES):
-            if choice not in seen:
-                return choice
-            group = int(rng.integers(len(choice)))
-            index = int(rng.integers(self._choices.sizes[group]))
-            choice = self._choices.narrowed((*choice[:group], index, *choice[group + 1 :]), rng)
-        return next(other for other in self._choices.all_fitting() if other not in seen)
+def _pinned(policy: KVPolicy, constraints: Constraints) -> KVPolicy:
+    if not constraints.pinned:
+        return policy
+    pairs = {rule.layer: LayerPrecision(pair=rule.pair) for rule in constraints.pinned}
+    layers = tuple(pairs.get(index, layer) for index, layer in enumerate(policy.layers))
+    return KVPolicy(scheme=policy.scheme, layers=layers)
+
+
+def _listed(policies: tuple[KVPolicy, ...]) -> Asking:
+    yield policies
+
+
+def _auto(search: PolicySearch) -> Asking:
+    spec = search.spec
+    return guided_asking(search.choices, search.model, evaluations=spec.evaluations, seed=spec.sweep.seed)
+
+
+def _evolve(search: PolicySearch, *, warm: bool = False, decomposed: bool = False) -> Asking:
+    spec = search.spec
+    most = max(2, min(spec.population, spec.evaluations // 2) // _WARM_SHARE)
+    return evolving_asking(
+        search.choices,
+        evaluations=spec.evaluations,
+        population=spec.population,
+        seed=spec.sweep.seed,
+        warm=spread_start(search.choices, search.model, most=most) if warm else (),
+        decomposed=decomposed,
+    )
+
+
+def _kvmix(search: PolicySearch) -> Asking:
+    return heuristics.kvmix_asking(heuristics.side_scores(search.model), search.spec.sweep.scheme)
+
+
+def _protected(search: PolicySearch) -> Asking:
+    return heuristics.protected_asking(
+        search.model.pairs,
+        search.spec.sweep.scheme,
+        layers=len(search.geometry),
+        evaluations=search.spec.evaluations,
+    )
+
+
+def _as_is(space: SearchSpace) -> SearchSpace:
+    return space
+
+
+_SPACES: MappingProxyType[SearchStrategy, Callable[[SearchSpace], SearchSpace]] = MappingProxyType(
+    {
+        SearchStrategy.NSGA2: _as_is,
+        SearchStrategy.NSGA2_WARM: _as_is,
+        SearchStrategy.MOEAD: _as_is,
+        SearchStrategy.NSGA2_LAYERS: single_layers,
+    }
+)
+
+_SOLVERS: MappingProxyType[SearchStrategy, Callable[[PolicySearch], Asking]] = MappingProxyType(
+    {
+        SearchStrategy.AUTO: _auto,
+        SearchStrategy.NSGA2: _evolve,
+        SearchStrategy.NSGA2_WARM: lambda search: _evolve(search, warm=True),
+        SearchStrategy.NSGA2_LAYERS: _evolve,
+        SearchStrategy.MOEAD: lambda search: _evolve(search, decomposed=True),
+        SearchStrategy.ADDITIVE: lambda search: additive_asking(
+            search.choices, search.model, evaluations=search.spec.evaluations
+        ),
+        SearchStrategy.GREEDY: lambda search: heuristics.greedy_asking(
+            search.choices, search.model, evaluations=search.spec.evaluations
+        ),
+        SearchStrategy.RANDOM: lambda search: heuristics.random_asking(
+            search.choices, evaluations=search.spec.evaluations, seed=search.spec.sweep.seed
+        ),
+    }
+)
+
+_FIXED: MappingProxyType[SearchStrategy, Callable[[PolicySearch], Asking]] = MappingProxyType(
+    {
+        SearchStrategy.UNIFORM: lambda search: heuristics.uniform_asking(search.choices),
+        SearchStrategy.KVMIX: _kvmix,
+        SearchStrategy.PROTECTED: _protected,
+    }
+)
+"""Solvers with a list of their own, however small the space is."""

@@ -1,6 +1,7 @@
 """What a person chose is in the page's address, so that a reload or a link shows the same."""
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 
 import streamlit as st
@@ -33,7 +34,8 @@ def choose(
     Returns:
         The chosen value; a value in the address that is not offered is named and ignored.
     """
-    key = f"{page}-{name}"
+    # The list keeps showing the text it was opened with, so other texts make another list.
+    key = f"{page}-{name}-{zlib.crc32(repr(options).encode()):x}"
     wanted = parameter(name)
     if wanted and wanted not in options:
         st.warning(f"{plain(label)} {plain(wanted)!r} from the address is not there; showing another one.")

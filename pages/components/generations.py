@@ -76,7 +76,7 @@ def _draw(runs: tuple[str, ...], was_alive: bool) -> None:
             st.button("Cancel", icon=":material/stop_circle:", key="cancel-all", on_click=_cancel, args=(alive,))
         for place, column in zip(st.columns(len(columns), border=True), columns, strict=True):
             with place:
-                _column(column, columns[0])
+                _column(column, columns[0], alone=len(columns) == 1)
 
 
 @failures.action
@@ -85,7 +85,7 @@ def _cancel(runs: list[str]) -> None:
         studies.cancel(workspace(), run)
 
 
-def _column(column: Column, reference: Column) -> None:
+def _column(column: Column, reference: Column, *, alone: bool) -> None:
     record = column.record
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f"**{plain(column.title)}**", width="stretch")
@@ -98,7 +98,8 @@ def _column(column: Column, reference: Column) -> None:
         return
     marked: tuple[bool, ...] = ()
     if column is reference:
-        st.caption("The others are held against this text")
+        if not alone:
+            st.caption("The others are held against this text")
     elif reference.tokens:
         finished = not (column.is_live or reference.is_live)
         difference = differences.compare(column.tokens, reference.tokens, finished=finished)

@@ -4,13 +4,14 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from kvtuner_core.domain.runs import JobView, Progress, RunRecord, RunStatus
+from kvtuner_core.domain.runs import JobView, Progress, RunKind, RunRecord, RunStatus
 from kvtuner_core.services import studies
 from pages.components import failures
 from pages.components.wording import count, duration, plain
 from pages.components.workspace import workspace
 
 POLL_SECONDS = 1.0
+DRAW_SECONDS = 3.0
 
 BADGES = {
     RunStatus.QUEUED: ("waiting", "gray", "hourglass_empty"),
@@ -32,20 +33,24 @@ def live_views() -> tuple[JobView, ...]:
     return tuple(view for view in workspace().queue.views() if view.record.status.is_live)
 
 
-def follow(run: str, *, draw: Draw | None = None, every: float = POLL_SECONDS) -> bool:
+def follow(run: str, *, draw: Draw | None = None) -> bool:
     """Show a job and keep it up to date while it lives; its end draws the whole page again.
+
+    The panel with its button is drawn apart from what belongs to the job: a click is then answered
+    without a chart being drawn first.
 
     Args:
         run: Id of the run.
         draw: Draws what belongs to the job below its progress, such as the front so far.
-        every: Seconds between two looks.
 
     Returns:
         Whether the job was alive at this moment.
     """
     if _live_view(run) is None:
         return False
-    st.fragment(_follow, run_every=every)(run, draw)
+    st.fragment(_follow, run_every=POLL_SECONDS)(run)
+    if draw is not None:
+        st.fragment(_illustrate, run_every=DRAW_SECONDS)(run, draw)
     return True
 
 
@@ -54,20 +59,25 @@ def _live_view(run: str) -> JobView | None:
     return view if view is not None and view.record.status.is_live else None
 
 
-def _follow(run: str, draw: Draw | None) -> None:
+def _follow(run: str) -> None:
     with failures.in_one_line():
         view = _live_view(run)
         if view is None:
             st.rerun()
         show_progress(view)
-        if draw is not None:
+
+
+def _illustrate(run: str, draw: Draw) -> None:
+    with failures.in_one_line():
+        view = workspace().queue.view(run)
+        if view is not None:
             draw(view)
 
 
 def show_progress(view: JobView) -> None:
     """A live job: title, status, progress bar with rate and time left, and a button to cancel."""
     with st.container(border=True):
-        _head(view.record)
+        _head(view.record, stopping=view.stopping)
         done, total = (view.progress.done, view.progress.total) if view.progress else (0, 0)
         st.progress(min(1.0, done / total) if total else 0.0, text=progress_line(view))
 
@@ -82,11 +92,11 @@ def show_stopped(record: RunRecord) -> None:
             failures.show(record.error)
 
 
-def _head(record: RunRecord) -> None:
+def _head(record: RunRecord, *, stopping: bool = False) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         status_badge(record.status)
         st.markdown(f"**{plain(record.title)}**", width="stretch")
-        _buttons(record)
+        _buttons(record, stopping=stopping)
 
 
 def status_badge(status: RunStatus) -> None:
@@ -118,19 +128,23 @@ def _stage(progress: Progress) -> str:
     return f"{progress.stage}: {progress.done:,} of {progress.total:,}{reused}"
 
 
-def _buttons(record: RunRecord) -> None:
+def is_resumable(record: RunRecord) -> bool:
+    """Whether a run stopped before its end and can go on; a generation is started anew."""
+    return record.status in RESUMABLE and record.kind in (RunKind.SWEEP, RunKind.SEARCH)
+
+
+def _buttons(record: RunRecord, *, stopping: bool) -> None:
     if record.status.is_live:
-        asked = st.session_state.get("cancelled") == record.id
         st.button(
-            "Stopping" if asked else "Cancel",
+            "Stopping" if stopping else "Cancel",
             key=f"cancel-{record.id}",
             icon=":material/stop_circle:",
-            disabled=asked,
+            disabled=stopping,
             help="What is measured stays; the run can be resumed.",
             on_click=cancel,
             args=(record.id,),
         )
-    elif record.status in RESUMABLE:
+    elif is_resumable(record):
         st.button(
             "Resume",
             key=f"resume-{record.id}",
@@ -144,12 +158,10 @@ def _buttons(record: RunRecord) -> None:
 @failures.action
 def cancel(run: str) -> None:
     """Ask a job to stop; asking twice is harmless."""
-    st.session_state["cancelled"] = run
     studies.cancel(workspace(), run)
 
 
 @failures.action
 def resume(run: str) -> None:
     """Start a stopped run again and follow it."""
-    st.session_state.pop("cancelled", None)
     st.query_params["run"] = studies.resume(workspace(), run)

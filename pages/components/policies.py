@@ -9,7 +9,7 @@ from kvtuner_core.domain.memory import cache_bytes
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.precision import FULL_PAIR
 from kvtuner_core.domain.study import Candidate, CandidateOrigin, SearchResult
-from kvtuner_core.services import picking, policies
+from kvtuner_core.services import picking, policies, trust
 from pages.components import charts
 from pages.components.wording import GIB, gib, nats, share
 
@@ -117,6 +117,8 @@ def against_uniform(picked: Candidate, result: SearchResult, budget: picking.Bud
     label = f"{name(best)} ({best.effective_bits:.2f} bits)"
     if best.kl.mean <= picked.kl.mean:
         return f"Uniform does as well here: {label} has KL {nats(best.kl.mean)}."
+    if not trust.differ(best, picked):
+        return f"Not distinguishable from the best uniform policy that fits: {label}, KL {nats(best.kl.mean)}."
     less = 1 - picked.kl.mean / best.kl.mean
     return f"KL is {100 * less:.0f}% below the best uniform policy that fits: {label}, {nats(best.kl.mean)}."
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import streamlit as st
 
 from kvtuner_core.domain.model import BUNDLED_MODEL, DeviceChoice, DtypeChoice, ModelSpec
-from kvtuner_core.domain.prompts import PromptRole
+from kvtuner_core.domain.prompts import MIN_PREFIX, MIN_SUFFIX, PromptRole
 from kvtuner_core.domain.scheme import QuantScheme
 from kvtuner_core.domain.study import GroupingOptions, NoiseRule, PruningOptions, SearchSpec, SweepSpec
 from kvtuner_core.errors import InputError
 from kvtuner_core.services import models, prompts
 from kvtuner_core.services.planning import Plan
-from pages.components import address
+from pages.components import address, strategies
 from pages.components.wording import count, duration, plain
 from pages.components.workspace import workspace
 
@@ -81,7 +81,8 @@ def scheme() -> QuantScheme:
         required=True,
         key="scheme",
         bind="query-params",
-        help="per-token: keys and values share a scale within each token. KIVI: keys share one per channel.",
+        help="per-token: keys and values share a scale within each token. KIVI: keys share one per channel. "
+        "Symmetric: without offsets.",
     )
     kivi = name == "kivi"
     left, right = st.columns(2)
@@ -107,7 +108,7 @@ def scheme() -> QuantScheme:
         "Sinks, tokens", 0, 256, 0, key="sinks", bind="query-params", help="First tokens kept in full precision."
     )
     right.space("small")
-    symmetric = right.toggle("Symmetric", key="symmetric", bind="query-params", help="Without offsets.")
+    symmetric = right.toggle("Symmetric", key="symmetric", bind="query-params")
     window, first = int(residual), int(sinks)
     if kivi:
         size = int(group or 32)
@@ -133,7 +134,9 @@ def prompt_cut(role: PromptRole, *, limit: int, suffix: int) -> PromptCut:
     reference = address.choose(f"{name.capitalize()} prompts", offered, name=name, page="form", default=name)
     left, right = st.columns(2)
     number = left.number_input("Prompts, at most", 1, 2000, limit, key=f"{name}_limit", bind="query-params")
-    tokens = right.number_input("Scored tokens, each", 1, 4096, suffix, key=f"{name}_suffix", bind="query-params")
+    tokens = right.number_input(
+        "Scored tokens, each", MIN_SUFFIX, 4096, suffix, key=f"{name}_suffix", bind="query-params"
+    )
     return PromptCut(reference=reference, limit=int(number), suffix=int(tokens))
 
 
@@ -183,7 +186,7 @@ def _prefix_and_seed(default: SweepSpec) -> tuple[int, int]:
     left, right = st.columns(2)
     prefix = left.number_input(
         "Prefix, tokens",
-        1,
+        MIN_PREFIX,
         131_072,
         default.prefix_tokens,
         step=64,
@@ -226,6 +229,7 @@ def search_spec() -> SearchSpec:
     sweep = sweep_spec()
     effort, bound, judged = st.columns(3, gap="large")
     with effort:
+        strategy = strategies.strategy()
         evaluations = st.number_input(
             "Evaluations",
             1,
@@ -236,31 +240,25 @@ def search_spec() -> SearchSpec:
             bind="query-params",
             help="Different policies scored on the calibration prompts.",
         )
-        population = st.number_input(
-            "Population",
-            2,
-            10_000,
-            default.population,
-            step=10,
-            key="population",
-            bind="query-params",
-            help="Policies of one generation of NSGA-II.",
-        )
+        population = strategies.population(strategy, default)
     with bound:
         limited = st.toggle("Limit the bits", key="limited", bind="query-params")
         most = st.number_input(
             "Most effective bits", 1.0, 16.0, 6.0, step=0.25, disabled=not limited, key="max_bits", bind="query-params"
         )
+        constraints = strategies.constraints()
     with judged:
         cut = prompt_cut(PromptRole.EVALUATION, limit=default.evaluation_limit, suffix=default.evaluation_suffix_tokens)
     return SearchSpec(
         sweep=sweep,
         evaluations=int(evaluations),
-        population=int(population),
+        population=population,
         max_bits=float(most) if limited else None,
         evaluation_prompts=cut.reference,
         evaluation_limit=cut.limit,
         evaluation_suffix_tokens=cut.suffix,
+        strategy=strategy,
+        constraints=constraints,
     )
 
 

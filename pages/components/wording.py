@@ -58,7 +58,7 @@ def count(number: float, noun: str) -> str:
     """``1 policy`` or ``2,000 policies``."""
     if number == 1:
         return f"1 {noun}"
-    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + ("es" if noun.endswith(("ch", "s")) else "s")
     return f"{number:,.0f} {plural}"
 
 

@@ -117,6 +117,17 @@ def server(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[
     running.stop()
 
 
+@pytest.fixture
+def own_server(tmp_path: Path, chromium: str) -> Iterator[Server]:
+    """A server that the test may kill."""
+    del chromium
+    running = Server(tmp_path)
+    seed(running.home)
+    running.start()
+    yield running
+    running.stop()
+
+
 @pytest.fixture(scope="session")
 def browser(chromium: str) -> Iterator[object]:
     from playwright.sync_api import sync_playwright

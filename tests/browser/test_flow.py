@@ -1,14 +1,16 @@
 """A search and a comparison of a tiny model, started in the browser, to their ends."""
 
-import contextlib
-
+import psutil
 import pytest
-from playwright.sync_api import TimeoutError as TooSlow
 from playwright.sync_api import expect
+
+from tests.browser.screen import Screen
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 LONG = 180_000
+LONG_SEARCH = {"prefix": "64", "grouping": "false", "prune": "false", "evaluations": "300", "population": "20"}
+"""Long enough to be cancelled or killed on the way."""
 
 
 def test_a_search_started_in_the_browser_runs_to_its_end(screen, server):
@@ -73,21 +75,49 @@ def test_the_bundled_model_answers_in_full_precision_and_from_a_packed_cache(scr
 
 
 def test_a_search_is_cancelled_and_resumed_to_its_end(screen, server):
-    screen.open(
-        "search", new="true", model=str(server.home / "tiny"), prefix="64", evaluations="200", population="20", seed="7"
-    )
+    screen.open("search", new="true", model=str(server.home / "tiny"), seed="7", **LONG_SEARCH)
     screen.page.get_by_role("button", name="Start the search").click()
-    _cancel(screen.page)
+    screen.page.get_by_role("button", name="Cancel").click()
     screen.page.get_by_role("button", name="Resume").click(timeout=LONG)
     expect(screen.page.get_by_text("Pick a policy from this front")).to_be_visible(timeout=LONG)
     screen.check()
 
 
-def _cancel(page):
-    """Click until it is done: a click while the panel is drawn again may be lost."""
-    for _ in range(120):
-        if page.get_by_role("button", name="Resume").count():
-            return
-        with contextlib.suppress(TooSlow):
-            page.get_by_role("button", name="Cancel").click(timeout=1_000)
-        page.wait_for_timeout(500)
+def test_a_second_session_sees_the_search_and_one_click_there_cancels_it(screen, server, browser):
+    screen.open("search", new="true", model=str(server.home / "tiny"), seed="8", **LONG_SEARCH)
+    screen.page.get_by_role("button", name="Start the search").click()
+    expect(screen.page.get_by_role("button", name="Cancel")).to_be_visible()
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    other = Screen(context.new_page(), server.url)
+    other.open("runs")
+    other.page.get_by_role("button", name="Cancel").click()
+    expect(screen.page.get_by_role("button", name="Resume")).to_be_visible(timeout=LONG)
+    expect(other.page.get_by_role("heading", name="Queue")).to_have_count(0, timeout=LONG)
+    for seen in (screen, other):
+        seen.check()
+    context.close()
+
+
+def test_a_killed_worker_and_a_killed_dashboard_cost_nothing_that_was_measured(browser, own_server):
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    screen = Screen(context.new_page(), own_server.url)
+    screen.open("search", new="true", model=str(own_server.home / "tiny"), **LONG_SEARCH)
+    screen.page.get_by_role("button", name="Start the search").click()
+    scored = screen.page.get_by_text("search: ")
+    scored.wait_for(timeout=LONG)
+    for worker in psutil.Process(own_server.process.pid).children(recursive=True):
+        worker.kill()
+    before = scored.inner_text()
+    expect(scored).not_to_have_text(before, timeout=LONG)
+    own_server.process.kill()
+    own_server.process.wait()
+    own_server.start()
+    screen.open("runs")
+    expect(screen.page.get_by_text("interrupted").first).to_be_visible()
+    screen.page.get_by_role("button", name="Resume").click()
+    screen.page.get_by_role("link", name="Search", exact=True).click()
+    expect(screen.page.get_by_text("Pick a policy from this front")).to_be_visible(timeout=LONG)
+    # A page whose server was killed says so on the console; what counts is what it shows now.
+    screen.problems.clear()
+    screen.check()
+    context.close()

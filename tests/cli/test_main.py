@@ -1,14 +1,17 @@
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 
 from kvtuner_core import __version__
+from kvtuner_core.__main__ import run
 from kvtuner_core.cli.main import main
 from kvtuner_core.domain.runs import Progress
 from tests.cli.conftest import FEW, SMALL
@@ -192,3 +195,20 @@ def test_progress_is_shown_on_a_terminal_only(capsys):
     assert Output(stdout=system.stdout, stderr=plain, as_json=False).follow(steps()) == "done"
     assert plain.getvalue() == ""
     assert capsys.readouterr().out == ""
+
+
+def test_a_terminal_that_is_not_utf8_gets_an_escape(monkeypatch):
+    wire = io.BytesIO()
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(wire, encoding="ascii", write_through=True))
+    assert main(["models", "--model", "/gone/mod\u00e8le"]) != 0
+    assert b"/gone/mod\\xe8le" in wire.getvalue()
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_one_line(monkeypatch, capsys):
+    class Interrupted(types.ModuleType):
+        def __getattr__(self, name):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "kvtuner_core.cli.main", Interrupted("kvtuner_core.cli.main"))
+    assert run() == 130
+    assert capsys.readouterr().err == "error: Stopped before anything began.\n"

@@ -62,3 +62,41 @@ def test_a_demo_study_is_written_as_shipped(cli, tiny, tmp_path):
     study = from_json(SearchResult, path.read_text())
     assert (study.run, study.shipped) == ("demo", True)
     assert json.loads(path.read_text())["front"]
+
+
+def test_a_search_says_how_far_it_can_be_trusted(searched):
+    assert searched["strategy"] == "auto"
+    assert searched["constraints"] == {"max_bits": None, "max_pairs": None, "forbidden": [], "pinned": []}
+    assert searched["hypervolume_reference"] == {"effective_bits": 16.0, "kl": 10.0}
+    assert searched["regret"] >= 0
+    points = searched["additive"]["points"]
+    assert len(points) == 8 + 5
+    assert all(point["predicted_kl"] > 0 and point["measured_kl"] >= 0 for point in points)
+    assert -1 <= searched["additive"]["rank_correlation"] <= 1
+    assert searched["overfit"]["front"] == len(searched["front"])
+    assert {check["name"] for check in searched["checks"]} >= {"tokens", "prompts", "overfit", "prefill", "window"}
+
+
+def test_strategies_and_bounds_are_options(cli, tiny):
+    bounds = ("--strategy", "nsga2", "--pin", "0:K8V8", "--forbid", "1:K2V2", "--forbid", "2:KV2", "--max-pairs", "2")
+    document = cli("search", "--model", tiny, *SMALL, *FEW, "--no-pruning", *bounds, "--json").document()
+    assert document["strategy"] == "nsga2"
+    assert document["constraints"]["forbidden"] == ["1:K2V2", "2:K2V2"]
+    for item in document["front"]:
+        layers = [(layer["key_bits"], layer["value_bits"]) for layer in item["policy"]["layers"]]
+        assert layers[0] == (8, 8)
+        assert (2, 2) not in layers[1:]
+        assert len(set(layers)) <= 2
+    done = cli("search", "--model", tiny, *SMALL, *FEW, "--pin", "K8V8")
+    assert (done.code, done.out) == (2, "")
+    assert "written like 3:K8V4" in done.err
+
+
+def test_solvers_are_compared(cli, tiny, searched):
+    other = cli("search", "--model", tiny, *SMALL, *FEW, "--no-pruning", "--strategy", "random", "--json").document()
+    rows = cli("solvers", "--run", searched["run"], "--json").document()["solvers"]
+    assert {row["run"]: row["strategy"] for row in rows} == {searched["run"]: "auto", other["run"]: "random"}
+    assert {row["hypervolume"] for row in rows} == {searched["hypervolume"], other["hypervolume"]}
+    text = cli("solvers", "--run", searched["run"])
+    assert "random" in text.out
+    assert cli("solvers", "--run", "nobody").code != 0

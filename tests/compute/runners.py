@@ -1,11 +1,11 @@
-"""A runner for worker processes whose tasks are written in the prompt of a `GenerateTask`."""
+"""A runner for worker processes whose tasks are written in the prompt of a `GenerateTask`, or a model's name."""
 
 import os
 import time
 from pathlib import Path
 
 from kvtuner_core.domain.model import ModelSpec
-from kvtuner_core.domain.tasks import GenerateTask, Generation, TokenEvent
+from kvtuner_core.domain.tasks import GenerateTask, Generation, InspectTask, TokenEvent
 from kvtuner_core.errors import CancelledError, ModelError
 
 
@@ -17,7 +17,8 @@ class ScriptedRunner:
 
     def run(self, task, *, emit=None, cancelled=None):
         (self.folder / f"pid-{os.getpid()}").touch()
-        command, _, argument = task.prompt.partition(" ")
+        prompt = task.model.reference if isinstance(task, InspectTask) else task.prompt
+        command, _, argument = prompt.partition(" ")
         if command == "refuse":
             raise ModelError(argument)
         if command == "break":
@@ -25,7 +26,7 @@ class ScriptedRunner:
         if command == "die":
             os._exit(1)
         texts = []
-        for number in range(task.max_new_tokens):
+        for number in range(getattr(task, "max_new_tokens", 1)):
             if cancelled is not None and cancelled():
                 raise CancelledError("stopped in the worker")
             if command == "slow":

@@ -1,4 +1,7 @@
+import asyncio
 import os
+
+import pytest
 
 from kvtuner_core.compute.cluster import start_cluster
 from kvtuner_core.compute.devices import Gpu
@@ -18,7 +21,22 @@ def test_each_gpu_has_a_worker_that_sees_it_alone():
         environments = client.run(seen, ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")).values()
         threads = str(max(1, len(os.sched_getaffinity(0)) // 2))
         assert sorted(environments) == [("GPU-one", threads), ("GPU-two", threads)]
-        assert all(address.startswith("tcp://127.0.0.1:") for address in client.scheduler_info()["workers"])
-        assert cluster.scheduler_address.startswith("tcp://127.0.0.1:")
+        assert all(address.startswith("tls://127.0.0.1:") for address in client.scheduler_info()["workers"])
+        assert cluster.scheduler_address.startswith("tls://127.0.0.1:")
         assert cluster.scheduler.allowed_failures == 3
     assert os.environ.get("OMP_NUM_THREADS") == before
+
+
+def test_only_who_has_the_certificate_is_let_in():
+    from distributed import Client, Security
+    from distributed.comm import connect
+
+    with start_cluster(()) as cluster, Client(cluster, set_as_default=False) as client:
+        client.wait_for_workers(1, timeout=20)
+        places = [cluster.scheduler_address, *client.scheduler_info()["workers"]]
+        for place in places:
+            stranger = Security.temporary().get_connection_args("client")
+            for address, credentials in ((place.replace("tls:", "tcp:"), {}), (place, stranger)):
+                with pytest.raises(OSError, match=r"Timed out|failed|certificate|closed"):
+                    asyncio.run(connect(address, timeout=1, **credentials))
+        assert client.submit(sum, (1, 2)).result(timeout=20) == 3

@@ -7,17 +7,21 @@ import time
 import pytest
 
 from kvtuner_core.compute import connection
-from kvtuner_core.compute.cluster import start_cluster
-from kvtuner_core.compute.devices import Gpu
 from kvtuner_core.errors import ComputeError
 from tests.compute.runners import scripted
 from tests.compute.test_dask_compute import started
 
 
+def _cluster(workers):
+    from distributed import LocalCluster
+
+    return LocalCluster(n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0")
+
+
 @pytest.fixture(scope="module")
 def elsewhere():
     """A running scheduler with two workers, as an operator would have one."""
-    cluster = start_cluster((Gpu(id="", name="a"), Gpu(id="", name="b")))
+    cluster = _cluster(2)
     yield cluster
     cluster.close()
 
@@ -72,7 +76,7 @@ def test_a_task_whose_home_dies_goes_to_another_worker(elsewhere, tmp_path):
 
 
 def test_a_scheduler_that_ends_is_one_clear_error(tmp_path):
-    cluster = start_cluster(())
+    cluster = _cluster(1)
     compute = started(tmp_path, scheduler=cluster.scheduler_address)
     compute.run(scripted("go"))
     closer = threading.Timer(0.3, cluster.close)

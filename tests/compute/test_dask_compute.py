@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from kvtuner_core.compute import DaskCompute
+from kvtuner_core.domain.model import ModelSpec
 from kvtuner_core.domain.ports import Compute
-from kvtuner_core.domain.tasks import TokenEvent
+from kvtuner_core.domain.tasks import InspectTask, TokenEvent
 from kvtuner_core.errors import CancelledError, ComputeError, ModelError
 from tests.compute.runners import ScriptedRunner, scripted
 
@@ -129,6 +130,14 @@ def test_a_worker_that_does_not_listen_is_left_to_finish(compute, monkeypatch):
     with pytest.raises(CancelledError, match="finishes the step"):
         compute.run(scripted("slow 1.5", tokens=1), cancelled=lambda: True)
     assert time.monotonic() - began < 1.4
+    assert compute.run(scripted("go")).text == "0 1 2 "
+
+
+def test_a_measurement_under_way_is_left_to_itself_at_once(compute):
+    began = time.monotonic()
+    with pytest.raises(CancelledError, match="finishes the step"):
+        compute.run(InspectTask(model=ModelSpec(reference="slow 2")), cancelled=lambda: True)
+    assert time.monotonic() - began < 1.9
     assert compute.run(scripted("go")).text == "0 1 2 "
 
 

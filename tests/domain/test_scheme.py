@@ -16,7 +16,9 @@ def test_a_group_never_spans_two_tokens():
 
 
 def test_a_group_that_does_not_divide_head_dim_is_refused_with_the_way_out():
-    with pytest.raises(SchemeError, match=r"group_size must divide head_dim \(64\); got 48. Use one of 8, 16, 32, 64"):
+    with pytest.raises(
+        SchemeError, match=r"group_size must divide head_dim \(64\); got 48. Use one of 2, 4, 8, 16, 32, 64"
+    ):
         QuantScheme.per_token(group_size=48).token_group(64)
 
 

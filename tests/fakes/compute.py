@@ -34,6 +34,9 @@ class CountingCompute:
         """Score tasks."""
         return self.count(ScoreTask)
 
+    def describe(self, reference, *, version=""):
+        return self.inner.describe(reference, version=version)
+
     def workers(self):
         return self.inner.workers()
 

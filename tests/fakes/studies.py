@@ -19,6 +19,7 @@ from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.precision import PrecisionPair, candidate_pairs
 from kvtuner_core.domain.provenance import Provenance
 from kvtuner_core.domain.scheme import QuantScheme
+from kvtuner_core.domain.strategy import SearchStrategy
 from kvtuner_core.domain.study import (
     Candidate,
     CandidateOrigin,
@@ -27,7 +28,7 @@ from kvtuner_core.domain.study import (
     SweepResult,
     SweepSpec,
 )
-from kvtuner_core.tuning import NsgaSearch, baselines, build_space, hypervolume, pareto_front
+from kvtuner_core.tuning import PolicySearch, baselines, build_space, hypervolume, pareto_front
 
 _KEY_ERROR = {16: 0.0, 8: 0.006, 4: 0.09, 3: 0.2, 2: 0.55}
 _VALUE_ERROR = {16: 0.0, 8: 0.005, 4: 0.075, 3: 0.17, 2: 0.36}
@@ -181,17 +182,24 @@ def evaluated(item: Candidate, *, info: ModelInfo) -> Candidate:
 
 @lru_cache(maxsize=8)
 def search_result(
-    *, layers: int = 30, evaluations: int = 120, seed: int = 0, run: str = "synthetic", shipped: bool = False
+    *,
+    layers: int = 30,
+    evaluations: int = 120,
+    seed: int = 0,
+    run: str = "synthetic",
+    shipped: bool = False,
+    strategy: SearchStrategy = SearchStrategy.NSGA2,
 ) -> SearchResult:
     """A finished search by the real algorithm, its front evaluated, with its baselines."""
     swept = sweep_result(layers=layers, seed=seed)
     info, scheme = swept.model, swept.spec.scheme
-    search = NsgaSearch(swept.space, scheme, info.layers, evaluations=evaluations, population=40, seed=seed)
+    spec = SearchSpec(sweep=swept.spec, evaluations=evaluations, population=40, strategy=strategy)
+    search = PolicySearch(spec, space=swept.space, profiles=swept.profiles, geometry=info.layers)
     searched = tuple(search.candidates(SyntheticScorer(info)))
     front = tuple(evaluated(item, info=info) for item in pareto_front(searched))
     return SearchResult(
         run=run,
-        spec=SearchSpec(sweep=swept.spec, evaluations=evaluations),
+        spec=spec,
         sweep=swept,
         candidates=searched,
         front=front,

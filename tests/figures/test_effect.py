@@ -21,7 +21,7 @@ def test_each_layer_is_a_point_and_a_row():
     )
     figure = effect_figure(info, dark=True)
     assert [cell[0] for cell in figure.data[0].customdata] == list(range(6))
-    assert all("relative" in title or "nats per token" in title for title in axis_titles(figure))
+    assert all("Output error" in title or "nats per token" in title for title in axis_titles(figure))
     json.loads(figure.to_json())
 
 

@@ -39,3 +39,11 @@ def test_an_error_of_zero_is_said_in_the_title():
 def test_a_layer_that_is_not_there_is_refused(layer):
     with pytest.raises(InputError, match="from 0 to 5"):
         layer_info(SWEEP, layer)
+
+
+def test_names_of_pairs_of_equal_bits_stand_apart():
+    figure = layer_figure(layer_info(SWEEP, 3))
+    for axis in ("y", "y2"):
+        panel = [item for item in figure.data if item.yaxis == axis]
+        seen = [(bits, place) for item in panel for bits, place in zip(item.x, item.textposition, strict=True)]
+        assert len(set(seen)) == len(seen) == 9

@@ -35,7 +35,7 @@ def test_a_row_says_both_prompt_sets_and_the_whole_policy():
 def test_points_that_can_be_picked_carry_their_id_and_interval(dark):
     info = pareto_info(RESULT)
     figure = pareto_figure(info, dark=dark, picked=info.points[1].id)
-    front = trace(figure, "front, evaluation prompts, 95% interval")
+    front = trace(figure, "front, evaluation, 95%")
     assert [cell[0] for cell in front.customdata] == [f"p{item.order}" for item in RESULT.front]
     kl = RESULT.front[2].evaluation.kl
     assert front.y[2] + front.error_y.array[2] == pytest.approx(kl.high)
@@ -63,7 +63,7 @@ def test_units_are_named_and_a_kl_of_zero_is_drawn_where_the_title_says():
 def test_the_other_prompts_can_be_asked_for():
     info = pareto_info(RESULT, seen="calibration")
     figure = pareto_figure(info)
-    front = trace(figure, "front, calibration prompts, 95% interval")
+    front = trace(figure, "front, calibration, 95%")
     assert front.y[0] == RESULT.front[0].calibration.kl.mean
 
 
@@ -71,7 +71,7 @@ def test_a_front_without_evaluation_shows_calibration():
     plain = replace(RESULT, front=tuple(replace(item, evaluation=None) for item in RESULT.front))
     info = pareto_info(plain)
     assert info.rows()[0]["KL, evaluation (nats per token)"] is None
-    front = trace(pareto_figure(info), "front, evaluation prompts, 95% interval")
+    front = trace(pareto_figure(info), "front, evaluation, 95%")
     assert front.y[0] == RESULT.front[0].calibration.kl.mean
     assert "calibration prompts" in front.hovertext[0]
 

@@ -36,3 +36,15 @@ def test_a_stopped_search_says_how_far_it_came(store, open_page):
     app = open_page("search", run="stopped")
     assert "5 of 20" in _shown(app)
     assert any(button.label == "Resume" for button in app.button)
+
+
+@pytest.mark.usefixtures("home")
+def test_the_strategy_and_the_bounds_are_in_the_address(open_page):
+    app = open_page("search", new="true", strategy="moead", pin="0:K8V8", forbid="1:K2V2, 2:K4V2", max_pairs="2")
+    assert not app.exception
+    assert not app.error
+    assert next(box.value for box in app.selectbox if box.label == "Strategy") == "moead"
+    assert not app.number_input(key="population").disabled
+    assert open_page("search", new="true").number_input(key="population").disabled
+    wrong = open_page("search", new="true", pin="K8V8")
+    assert "written like 3:K8V4" in _shown(wrong).replace("\\", "")

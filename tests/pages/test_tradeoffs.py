@@ -1,5 +1,8 @@
 import pytest
 
+from kvtuner_core.domain.runs import RunKind, RunStatus
+from tests.pages.conftest import keep
+
 
 def _picked(app) -> str:
     return next(element.value for element in app.subheader if element.value.startswith("Best within the budget"))
@@ -44,3 +47,28 @@ def test_calibration_and_evaluation_can_be_switched(open_page):
     app = open_page("tradeoffs", seen="calibration")
     assert not app.exception
     assert not app.error
+
+
+@pytest.mark.usefixtures("demo")
+def test_how_far_it_can_be_trusted_is_one_closed_box(open_page):
+    app = open_page("tradeoffs")
+    closed = " ".join(element.value for element in (*app.markdown, *app.caption))
+    assert "Rank correlation" not in closed
+    app = open_page("tradeoffs", trust="true")
+    assert not app.exception
+    assert not app.error
+    shown = " ".join(element.value for element in (*app.markdown, *app.caption))
+    assert "Overfit" in shown
+    assert "Prefill" in shown
+    assert "measured" in shown
+    assert "1 search of this model" in shown
+    assert any("Strategy" in table.value.columns for table in app.dataframe)
+
+
+def test_other_solvers_of_the_same_prompts_stand_beside(store, open_page):
+    for run in ("one", "two"):
+        keep(store, run, RunKind.SEARCH, RunStatus.DONE)
+    app = open_page("tradeoffs", run="one", trust="true")
+    assert not app.exception
+    table = next(table.value for table in app.dataframe if "Regret" in table.value.columns)
+    assert set(table["Run"]) == {"one", "two"}

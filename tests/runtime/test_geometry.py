@@ -87,3 +87,12 @@ def test_info_from_the_config_is_info_from_the_model_without_weights():
     assert loaded.name == "tiny-phi"
     assert loaded.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert dataclasses.replace(loaded, fingerprint="", parameters=0) == described
+
+
+@pytest.mark.parametrize("changes", [{"head_dim": 0}, {"num_attention_heads": 0}, {"head_dim": -8}])
+def test_heads_without_values_are_refused(changes):
+    config = tiny_config("llama")
+    for name, value in changes.items():
+        setattr(config, name, value)
+    with pytest.raises(ModelError, match="heads must each hold values"):
+        layer_geometry(config)

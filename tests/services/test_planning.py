@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from kvtuner_core.domain.strategy import SearchStrategy
 from kvtuner_core.domain.study import GroupingOptions, PruningOptions
 from kvtuner_core.errors import InputError
 from kvtuner_core.services.planning import plan_search, plan_sweep
@@ -29,7 +30,7 @@ def test_a_sweeps_stored_pairs_are_counted(ws, sweep_spec):
 
 
 def test_a_search_is_replayed_as_far_as_it_is_stored(ws, search_spec):
-    ws.compute.dies_at = 1 + 3 + 6 + 5
+    ws.compute.dies_at = 1 + 27 + 6 + 5
     with pytest.raises(Killed):
         drive(search(ws, search_spec))
     ws.compute.dies_at = None
@@ -50,7 +51,7 @@ def test_a_search_is_replayed_as_far_as_it_is_stored(ws, search_spec):
 def test_a_small_space_needs_fewer_evaluations(ws, search_spec):
     few = replace(search_spec.sweep, pruning=PruningOptions(), grouping=GroupingOptions(eps=50.0), bits=(4, 8))
     drive(sweep(ws, few))
-    spec = replace(search_spec, sweep=few)
+    spec = replace(search_spec, sweep=few, strategy=SearchStrategy.NSGA2)
     before = plan_search(ws, spec)
     _, result = drive(search(ws, spec))
     assert len(result.candidates) < 14

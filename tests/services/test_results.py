@@ -73,10 +73,12 @@ def test_unfinished_runs_have_no_result(ws, stored):
     assert load_search(ws, swept.id) is None
 
 
-def test_generations_are_not_listed(ws, monkeypatch, tmp_path):
+def test_generations_are_listed_and_inspections_are_not(ws, monkeypatch, tmp_path):
     monkeypatch.setattr(results, "DEMO_FILE", tmp_path / "gone.json")
-    ws.store.add_run(new_record(results.RunKind.GENERATION, title="x", spec="{}"))
-    assert list_runs(ws) == ()
+    ws.store.add_run(new_record(results.RunKind.INSPECTION, title="x", spec="{}"))
+    kept = new_record(results.RunKind.GENERATION, title="x", spec="{}")
+    ws.store.add_run(kept)
+    assert [record.id for record in list_runs(ws)] == [kept.id]
 
 
 @pytest.mark.usefixtures("demo")

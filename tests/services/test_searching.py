@@ -129,7 +129,7 @@ def test_calibration_and_evaluation_prompts_must_differ(ws, search_spec, tmp_pat
         ({"evaluations": 0}, "evaluations must be from 1"),
         ({"population": 1}, "population must be from 2"),
         ({"evaluation_limit": 0}, "evaluation_limit must be from 1"),
-        ({"evaluation_suffix_tokens": 0}, "evaluation_suffix_tokens must be from 1"),
+        ({"evaluation_suffix_tokens": 0}, "evaluation_suffix_tokens must be from 2"),
         ({"max_bits": 0.0}, "max_bits must be a number above 0"),
     ],
 )

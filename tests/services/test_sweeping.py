@@ -62,24 +62,24 @@ def test_what_changes_the_number_is_measured_again(ws, sweep_spec):
 
 def test_a_sweep_that_died_goes_on_where_it_stopped(open_workspace, sweep_spec):
     ws = open_workspace()
-    ws.compute.dies_at = 2
+    ws.compute.dies_at = 12
     with pytest.raises(Killed):
         drive(sweep(ws, sweep_spec))
     ws = open_workspace()
     seen, _ = drive(sweep(ws, sweep_spec))
-    assert ws.compute.profiles == 2 * 9
-    assert seen[-1].reused == 9
+    assert ws.compute.profiles == 3 * 9 - 11
+    assert seen[-1].reused == 11
 
 
 def test_a_cancelled_sweep_stops_before_the_next_measurement(ws, sweep_spec):
     asked = []
     steps = sweep(ws, sweep_spec, lambda: bool(asked))
-    while ws.compute.profiles < 9:
+    while ws.compute.profiles < 13:
         next(steps)
     asked.append(True)
     with pytest.raises(CancelledError):
         drive(steps)
-    assert ws.compute.profiles == 9
+    assert ws.compute.profiles == 13
 
 
 def test_a_run_keeps_its_result(ws, sweep_spec):
@@ -92,8 +92,8 @@ def test_a_run_keeps_its_result(ws, sweep_spec):
     ("changes", "error", "message"),
     [
         ({"limit": 0}, InputError, "limit must be from 1"),
-        ({"prefix_tokens": 0}, InputError, "prefix_tokens must be from 1"),
-        ({"suffix_tokens": -1}, InputError, "suffix_tokens must be from 1"),
+        ({"prefix_tokens": 0}, InputError, "prefix_tokens must be from 8"),
+        ({"suffix_tokens": 1}, InputError, "suffix_tokens must be from 2"),
         ({"bits": (5,)}, InputError, "must be one of 16, 8, 4, 3 or 2; got 5"),
         ({"bits": ()}, InputError, "At least one bit width"),
         ({"seed": -1}, InputError, "seed must be from 0"),

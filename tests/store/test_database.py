@@ -1,5 +1,6 @@
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -7,9 +8,13 @@ import threading
 import duckdb
 import pytest
 
+from kvtuner_core.domain.runs import RunKind, RunRecord, RunStatus
+from kvtuner_core.domain.strategy import SearchStrategy
+from kvtuner_core.domain.study import SearchResult, SearchSpec, SweepResult
 from kvtuner_core.errors import StoreError
-from kvtuner_core.store import Store
+from kvtuner_core.store import Store, from_json, to_json
 from kvtuner_core.store.database import Database, migrations
+from tests.fakes.studies import search_result
 
 HOLDER = """
 import sys, duckdb
@@ -45,7 +50,7 @@ def test_opening_again_keeps_what_is_there_and_migrates_once(tmp_path):
 
 def test_migrations_are_numbered_and_never_edited():
     digests = [hashlib.sha256(sql.encode()).hexdigest()[:16] for sql in migrations()]
-    assert digests == ["99de6f6e362d9a0c"]
+    assert digests == ["99de6f6e362d9a0c", "587703c703c624f9"]
 
 
 def test_a_migration_happens_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -166,3 +171,37 @@ def test_a_transaction_keeps_other_threads_out():
         database.rows("INSERT INTO results VALUES ('c', 'd')")
     other.join()
     assert seen == [("a",), ("c",)]
+
+
+def test_searches_from_before_strategies_stay_what_they_were(tmp_path, monkeypatch):
+    old = search_result(layers=4, evaluations=12)
+    record = RunRecord(
+        id="old",
+        kind=RunKind.SEARCH,
+        status=RunStatus.DONE,
+        title="old",
+        spec=_before(to_json(old.spec)),
+        created="now",
+    )
+    path = tmp_path / "store.duckdb"
+    with monkeypatch.context() as patch:
+        first = migrations()[:1]
+        patch.setattr("kvtuner_core.store.database.migrations", lambda: first)
+        store = Store.open(path)
+        store.add_run(record)
+        store.put_result("old", _before(to_json(old)))
+        store.put_result("sweep", to_json(old.sweep))
+        store.close()
+    store = Store.open(path)
+    assert from_json(SearchSpec, store.run("old").spec) == old.spec
+    assert from_json(SearchResult, store.get_result("old")) == old
+    assert from_json(SweepResult, store.get_result("sweep")) == old.sweep
+    assert old.spec.strategy is SearchStrategy.NSGA2
+    store.close()
+
+
+def _before(text):
+    """The JSON text as it was written before searches had a strategy and constraints."""
+    changed = re.sub(r',"strategy":"nsga2","constraints":\{[^}]*\}', "", text)
+    assert changed != text
+    return changed

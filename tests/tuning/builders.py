@@ -7,7 +7,9 @@ from kvtuner_core.domain.model import LayerGeometry
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.scheme import QuantScheme
-from kvtuner_core.domain.study import Candidate, CandidateOrigin, LayerGroup, SearchSpace
+from kvtuner_core.domain.strategy import SearchStrategy
+from kvtuner_core.domain.study import Candidate, CandidateOrigin, LayerGroup, SearchSpace, SearchSpec, SweepSpec
+from kvtuner_core.tuning import PolicySearch
 
 SCHEME = QuantScheme.per_token()
 
@@ -86,3 +88,26 @@ def additive_kl(policy: KVPolicy, weights: Sequence[float]) -> float:
         weight * (3.0 * 2.0 ** (-1.6 * layer.pair.key_bits) + 2.0 ** (-1.6 * layer.pair.value_bits))
         for weight, layer in zip(weights, policy.layers, strict=True)
     )
+
+
+def table_profiles(weights: Sequence[float], names: str) -> tuple[ErrorProfile, ...]:
+    """Profiles whose isolated KLs are the entries of `additive_kl`'s table."""
+    return tuple(
+        profile
+        for layer, weight in enumerate(weights)
+        for pair in pairs(names)
+        for profile in layer_profiles(
+            {pair.name: 2.0**-pair.nominal_bits},
+            layer=layer,
+            kl=additive_kl(KVPolicy.uniform(pair, layers=1, scheme=SCHEME), [weight]),
+        )
+    )
+
+
+def policy_search(space_: SearchSpace, weights: Sequence[float], **changes: object) -> PolicySearch:
+    """A search on `TableScorer`'s landscape; by default NSGA-II with 200 evaluations."""
+    names = " ".join(pair.name for pair in space_.candidates)
+    options: dict[str, object] = {"strategy": SearchStrategy.NSGA2, "evaluations": 200, "population": 50} | changes
+    seed = options.pop("seed", 0)
+    spec = SearchSpec(sweep=SweepSpec(scheme=SCHEME, seed=seed), **options)
+    return PolicySearch(spec, space=space_, profiles=table_profiles(weights, names), geometry=geometry(len(weights)))

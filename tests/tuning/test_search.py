@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from kvtuner_core.errors import InputError
-from kvtuner_core.tuning import NsgaSearch, hypervolume, pareto_front
+from kvtuner_core.tuning import hypervolume, pareto_front
 from kvtuner_core.tuning.choices import Choices
 from kvtuner_core.tuning.front import dominated_share
-from tests.tuning.builders import SCHEME, TableScorer, additive_kl, geometry, space
+from tests.tuning.builders import SCHEME, TableScorer, additive_kl, geometry, policy_search, space
 
 NAMES = "KV8 K8V4 KV4 K4V2 KV2"
 WEIGHTS = (4.0, 1.0, 0.2, 1.0, 0.5, 2.0, 0.1, 0.7)
@@ -19,8 +19,7 @@ SMALL = space([((0, 1), "KV8 KV4 KV2"), ((2,), "KV8 KV2")])
 
 
 def _search(of=SPACE, layers=8, **changes):
-    options = {"evaluations": 200, "population": 50, "seed": 0, "max_bits": None} | changes
-    return NsgaSearch(of, SCHEME, geometry(layers), **options)
+    return policy_search(of, WEIGHTS[:layers], **changes)
 
 
 @pytest.fixture(scope="module")

@@ -34,3 +34,11 @@ def test_a_first_step_says_what_it_waits_for():
         record=RECORD, position=0, progress=Progress(stage="model", done=0, total=1, message="Loading the model")
     )
     assert jobs.progress_line(view) == "Loading the model"
+
+
+def test_only_a_stopped_study_is_resumable():
+    stopped = replace(RECORD, status=RunStatus.CANCELLED)
+    assert jobs.is_resumable(stopped)
+    assert jobs.is_resumable(replace(stopped, kind=RunKind.SWEEP))
+    assert not jobs.is_resumable(replace(stopped, kind=RunKind.GENERATION))
+    assert not jobs.is_resumable(RECORD)

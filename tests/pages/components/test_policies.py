@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from kvtuner_core.services.picking import Budget, pick
-from pages.components import policies
+from pages.components import policies, trust
 from tests.fakes.studies import search_result
 
 
@@ -38,3 +38,17 @@ def test_the_picked_policy_is_held_against_the_best_uniform_one():
     assert policies.against_uniform(picked, replace(result, baselines=(full,)), Budget(max_bits=16)).startswith(
         "Uniform"
     )
+
+
+def test_what_cannot_be_told_apart_is_said():
+    result = search_result()
+    uniform = next(item for item in result.baselines if item.policy.name == "K4V4")
+    same = replace(uniform, policy=result.front[3].policy, effective_bits=result.front[3].effective_bits)
+    low = tuple(0.9 * kl if place % 2 else 1.05 * kl for place, kl in enumerate(uniform.evaluation.kl_per_prompt))
+    kl = replace(uniform.evaluation.kl, mean=0.99 * uniform.evaluation.kl.mean)
+    same = replace(same, evaluation=replace(uniform.evaluation, kl=kl, kl_per_prompt=low))
+    only = replace(result, baselines=(uniform,))
+    assert policies.against_uniform(same, only, Budget(max_bits=8)).startswith("Not distinguishable")
+    assert trust.same_as(result.front[-1], replace(result, front=(result.front[0], result.front[-1]))) == ""
+    twin = replace(result.front[-1], policy=result.front[0].policy, effective_bits=3.0)
+    assert "p" in trust.same_as(result.front[-1], replace(result, front=(twin, result.front[-1])))

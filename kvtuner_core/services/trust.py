@@ -1,0 +1,56 @@
+"""How far a search can be trusted: checks, additive prediction, overfit, regret, and solvers side by side."""
+
+from collections.abc import Sequence
+
+from kvtuner_core.domain.runs import RunKind, RunStatus
+from kvtuner_core.domain.study import Candidate, SearchResult
+from kvtuner_core.services.results import list_runs, load_search
+from kvtuner_core.services.workspace import Workspace
+from kvtuner_core.tuning.checks import Check, Overfit, distinguishable, health_checks, overfit
+from kvtuner_core.tuning.comparison import SolverRow, compare, is_comparable
+from kvtuner_core.tuning.front import REFERENCE_BITS, REFERENCE_KL
+from kvtuner_core.tuning.prediction import Prediction, Regret, prediction, regret
+
+__all__ = [
+    "REFERENCE_BITS", "REFERENCE_KL", "Check", "Overfit", "Prediction", "Regret", "SolverRow", "alike", "checks",
+    "comparable", "differ", "overfit", "prediction", "regret", "solvers",
+]  # fmt: skip
+
+_MOST_COMPARED = 24
+
+
+def checks(result: SearchResult) -> tuple[Check, ...]:
+    """The health checks of a search; empty where it has no front."""
+    return health_checks(result)
+
+
+def differ(one: Candidate, other: Candidate) -> bool:
+    """Whether two policies' KLs differ by more than chance, on evaluation prompts where both have them."""
+    if one.evaluation and other.evaluation:
+        return distinguishable(one.evaluation, other.evaluation)
+    return distinguishable(one.calibration, other.calibration)
+
+
+def alike(picked: Candidate, others: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """The other candidates whose KL cannot be told from the picked one's, fewest bits first."""
+    same = (item for item in others if item.policy != picked.policy and not differ(picked, item))
+    return tuple(sorted(same, key=lambda item: item.effective_bits))
+
+
+def comparable(ws: Workspace, result: SearchResult) -> tuple[SearchResult, ...]:
+    """The finished searches of the same model, prompts, scheme and bounds, this one first, at most 24."""
+    found = [result]
+    for record in list_runs(ws):
+        if len(found) == _MOST_COMPARED:
+            break
+        if record.kind is not RunKind.SEARCH or record.status is not RunStatus.DONE or record.id == result.run:
+            continue
+        other = load_search(ws, record.id)
+        if other is not None and is_comparable(result, other):
+            found.append(other)
+    return tuple(found)
+
+
+def solvers(ws: Workspace, result: SearchResult) -> tuple[SolverRow, ...]:
+    """One row per comparable search, the best first."""
+    return compare(comparable(ws, result))

@@ -1,0 +1,56 @@
+"""The one way in which every solver is run: it asks for policies, is told their scores, and asks again."""
+
+from collections.abc import Generator, Iterator
+
+from kvtuner_core.domain.memory import effective_bits
+from kvtuner_core.domain.model import LayerGeometry
+from kvtuner_core.domain.policy import KVPolicy
+from kvtuner_core.domain.ports import Scorer
+from kvtuner_core.domain.study import Candidate, CandidateOrigin
+
+Asking = Generator[tuple[KVPolicy, ...], tuple[Candidate, ...], None]
+"""A solver: it yields policies to be scored together, is sent their candidates in the same order, and
+ends when it has nothing more to ask. What it asks depends on the scores and its seed alone."""
+
+
+def answered(
+    asking: Asking, scorer: Scorer, geometry: tuple[LayerGeometry, ...], *, evaluations: int
+) -> Iterator[Candidate]:
+    """Score what a solver asks; yields each new candidate once it is scored, until the evaluations are used up.
+
+    A policy that was asked before is answered again without an evaluation, so a count of
+    evaluations is a count of different policies, whichever the solver.
+
+    Args:
+        asking: The solver.
+        scorer: Scores a policy on the calibration prompts.
+        geometry: Cache geometry per layer.
+        evaluations: Most policies to score.
+    """
+    known: dict[KVPolicy, Candidate] = {}
+    try:
+        batch = next(asking, ())
+        while batch:
+            for policy in batch:
+                if policy in known:
+                    continue
+                known[policy] = _scored(scorer, policy, geometry, order=len(known))
+                yield known[policy]
+                if len(known) == evaluations:
+                    return
+            batch = asking.send(tuple(known[policy] for policy in batch))
+    except StopIteration:
+        return
+    finally:
+        asking.close()
+
+
+def _scored(scorer: Scorer, policy: KVPolicy, geometry: tuple[LayerGeometry, ...], *, order: int) -> Candidate:
+    return Candidate(
+        policy=policy,
+        origin=CandidateOrigin.SEARCH,
+        nominal_bits=policy.nominal_bits,
+        effective_bits=effective_bits(policy, geometry),
+        calibration=scorer.score(policy),
+        order=order,
+    )

@@ -1,0 +1,70 @@
+"""The part of a search's form that says how policies are chosen and what they must keep to."""
+
+import streamlit as st
+
+from kvtuner_core.domain.strategy import Constraints, LayerPair, SearchStrategy
+from kvtuner_core.domain.study import SearchSpec
+from pages.components import address
+
+NAMES = {
+    SearchStrategy.AUTO.value: "auto: exact additive front, refitted",
+    SearchStrategy.NSGA2.value: "NSGA-II over groups, as published",
+    SearchStrategy.NSGA2_WARM.value: "NSGA-II over groups, warm start",
+    SearchStrategy.NSGA2_LAYERS.value: "NSGA-II, each layer alone",
+    SearchStrategy.MOEAD.value: "MOEA/D over groups",
+    SearchStrategy.ADDITIVE.value: "additive optimum",
+    SearchStrategy.GREEDY.value: "greedy",
+    SearchStrategy.KVMIX.value: "KVmix allocation",
+    SearchStrategy.RANDOM.value: "random",
+    SearchStrategy.UNIFORM.value: "uniform",
+    SearchStrategy.PROTECTED.value: "first and last layers protected",
+}
+"""What each strategy is called in the form."""
+
+
+def strategy() -> SearchStrategy:
+    """Ask how policies are chosen."""
+    return SearchStrategy(address.choose("Strategy", NAMES, name="strategy", page="form", default="auto"))
+
+
+def population(chosen: SearchStrategy, default: SearchSpec) -> int:
+    """Ask for the population; only NSGA-II and MOEA/D have one."""
+    number = st.number_input(
+        "Population",
+        2,
+        10_000,
+        default.population,
+        step=10,
+        key="population",
+        bind="query-params",
+        disabled=not (chosen is SearchStrategy.MOEAD or chosen.value.startswith("nsga2")),
+        help="Policies of one generation of NSGA-II or MOEA/D.",
+    )
+    return int(number)
+
+
+def constraints() -> Constraints:
+    """Ask for the bounds on pairs and layers.
+
+    Raises:
+        InputError: If a layer and its pair are not written like ``3:K8V4``.
+    """
+    with st.popover("Bounds on pairs and layers", icon=":material/rule:", key="bounds"):
+        most = st.number_input(
+            "Different pairs, at most (0: any)",
+            0,
+            25,
+            0,
+            key="max_pairs",
+            bind="query-params",
+            help="Engines often take two or three.",
+        )
+        pinned = st.text_input(
+            "Pinned layers", key="pin", bind="query-params", placeholder="0:K8V8 1:K8V8", help="Layers count from 0."
+        )
+        forbidden = st.text_input("Forbidden pairs", key="forbid", bind="query-params", placeholder="0:K4V2 29:K2V2")
+    return Constraints(max_pairs=int(most) or None, pinned=_rules(pinned), forbidden=_rules(forbidden))
+
+
+def _rules(text: str | None) -> tuple[LayerPair, ...]:
+    return tuple(LayerPair.parse(part) for part in (text or "").replace(",", " ").split())
