@@ -271,6 +271,7 @@ def generation(result: Generation, *, policy: str) -> Document:
         "tokens_per_second": result.tokens_per_second,
         "prefill_seconds": result.prefill_seconds,
         "device": result.device,
+        "decoding": result.decoding,
     }
 
 

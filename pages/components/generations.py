@@ -118,4 +118,5 @@ def _measured(result: Generation) -> None:
         charts.fact("Cache, measured", size(result.cache_bytes), note)
     with right:
         note = f"{result.prompt_tokens} prompt tokens in {result.prefill_seconds:.2f} s"
-        charts.fact("Tokens per second", f"{result.tokens_per_second:.1f}", plain(note), help=result.device)
+        where = f"{result.device}; {result.decoding}" if result.decoding else result.device
+        charts.fact("Tokens per second", f"{result.tokens_per_second:.1f}", plain(note), help=where)
