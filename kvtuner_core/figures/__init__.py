@@ -10,6 +10,7 @@ from kvtuner_core.figures.policy_text import summary
 from kvtuner_core.figures.prediction import PredictionInfo, prediction_figure, prediction_info
 from kvtuner_core.figures.progress import ProgressInfo, progress_figure, progress_info
 from kvtuner_core.figures.solvers import SolversInfo, solvers_figure, solvers_info
+from kvtuner_core.figures.speed import SpeedInfo, speed_figure, speed_info
 from kvtuner_core.figures.strip import StripInfo, strip_figure, strip_info
 from kvtuner_core.figures.style import CHART_CONFIG
 
@@ -26,6 +27,7 @@ __all__ = [
     "PredictionInfo",
     "ProgressInfo",
     "SolversInfo",
+    "SpeedInfo",
     "StripInfo",
     "correlation_info",
     "effect_figure",
@@ -46,6 +48,8 @@ __all__ = [
     "progress_info",
     "solvers_figure",
     "solvers_info",
+    "speed_figure",
+    "speed_info",
     "strip_figure",
     "strip_info",
     "summary",

@@ -20,7 +20,7 @@ import transformers
 import triton
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AutoModelForCausalLM, Cache, DynamicCache, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, LlamaConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from kernels.append.op import append
@@ -52,7 +52,6 @@ LLAMA = {
 STEPS = 16
 PROMPT = 64
 CHUNK = 2048
-FAILURES = (RuntimeError, ValueError, ImportError, TypeError, AttributeError)
 
 
 class FixedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -122,7 +121,9 @@ def main() -> None:
     if "steps" in parts:
         result |= steps(model, copy=result["copy_gb_per_s"])
     if "others" in parts:
-        result["others"] = [row for length in (8192, 32768) for row in others(model, length)]
+        from tests.benchmarks.other_caches import others
+
+        result["others"] = others(model)
     if "largest" in parts:
         result["largest"] = [largest(model, pair) for pair in ("bf16", "K4V4", "K4V2", "K2V2")]
     sys.stdout.write(json.dumps(result, indent=1) + "\n" if options.json else readable(result))
@@ -351,44 +352,6 @@ def largest(model: PreTrainedModel, pair: str, *, length: int = 32768) -> dict[s
             continue
         break
     return {"pair": pair, "length": length, "batch": batch, "ms": ms, "tokens_per_second": round(batch / ms * 1e3, 1)}
-
-
-def others(model: PreTrainedModel, length: int) -> list[dict[str, Any]]:
-    """One sequence, called from Python: transformers' caches, ours, and ours captured; milliseconds a step."""
-    rows = []
-    for name in ("DynamicCache", "quanto 4 bits", "hqq 4 bits"):
-        row: dict[str, Any] = {"length": length, "cache": name}
-        try:
-            row["ms"] = round(theirs(model, name, length), 3)
-        except FAILURES as error:
-            row["failed"] = " ".join(str(error).split())[:200]
-        torch.cuda.empty_cache()
-        rows.append(row)
-    for capture in (False, True):
-        policy = uniform(model, "K4V4", "per-token")
-        with decoding(model, policy, 1, length, capture=capture) as (_, decoder):
-            ids = tokens(1)
-            ms = round(timed(lambda decoder=decoder, ids=ids: decoder.step(ids)), 3)
-        rows.append({"length": length, "cache": f"ours, K4V4, {'graph' if capture else 'eager'}", "ms": ms})
-    return rows
-
-
-def theirs(model: PreTrainedModel, name: str, length: int) -> float:
-    """Milliseconds of a step through one of transformers' own caches, quantised at the first update."""
-    if name == "DynamicCache":
-        cache: Cache = DynamicCache(config=model.config)
-    else:
-        backend = name.removesuffix(" 4 bits")
-        axis = 0 if backend == "quanto" else 1
-        cache = transformers.QuantizedCache(
-            backend, model.config, nbits=4, axis_key=axis, axis_value=axis, q_group_size=64, residual_length=128
-        )
-    shape = (1, LLAMA["num_key_value_heads"], length, LLAMA["head_dim"])
-    fresh = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
-    for layer in range(model.config.num_hidden_layers):
-        cache.update(fresh, fresh.clone(), layer)
-    ids = tokens(1)
-    return timed(lambda: model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1), count=6)
 
 
 if __name__ == "__main__":
