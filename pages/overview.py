@@ -52,20 +52,23 @@ def study(result: SearchResult) -> None:
 def budgets(result: SearchResult) -> None:
     """The best searched and the best uniform policy within each budget; the widest gap in words."""
     steps = headlines.steps(result)
+    objective = result.spec.objective
     gains = [(step.less, step) for step in steps if step.less is not None and step.less > 0]
     if gains:
         less, step = max(gains, key=lambda gain: gain[0])
         st.markdown(
-            f"The gain is widest at a budget of {step.bits:.0f} effective bits: KL from full precision is "
-            f"**{100 * less:.0f}% lower** than with the best uniform policy that fits. In nats per token, on prompts "
+            f"The gain is widest at a budget of {step.bits:.0f} effective bits: {objective.label} is "
+            f"**{100 * less:.0f}% lower** than with the best uniform policy that fits. In {objective.unit}, on prompts "
             "the search did not see:"
         )
     st.table(
         {
             "Budget": [f"{step.bits:.0f} bits" for step in steps],
-            "Searched": [nats(step.searched.kl.mean) for step in steps],
+            "Searched": [nats(step.searched.value(objective).mean) for step in steps],
             "Best uniform": [
-                f"{nats(step.uniform.kl.mean)} ({step.uniform.policy.name})" if step.uniform else "none fits"
+                f"{nats(step.uniform.value(objective).mean)} ({step.uniform.policy.name})"
+                if step.uniform
+                else "none fits"
                 for step in steps
             ],
         },

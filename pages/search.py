@@ -5,7 +5,7 @@ import streamlit as st
 from kvtuner_core import figures
 from kvtuner_core.domain.runs import JobView, RunKind, RunRecord
 from kvtuner_core.domain.study import Candidate, SearchResult, SearchSpec
-from kvtuner_core.services import studies
+from kvtuner_core.services import results, studies
 from pages.components import charts, failures, frame, jobs, requests, stored
 from pages.components.wording import duration
 from pages.components.workspace import workspace
@@ -38,7 +38,7 @@ def growing_front(view: JobView) -> None:
     if not scored:
         st.caption("The front appears here with the first scored policies.")
         return
-    info = figures.progress_info(scored)
+    info = figures.progress_info(scored, results.objective_of(view.record))
     charts.show(
         figures.progress_figure(info, dark=charts.is_dark()),
         info.rows(),
@@ -57,7 +57,11 @@ def finished(result: SearchResult) -> None:
             f"by {result.spec.strategy}, {len(result.baselines)} baselines beside them",
         ),
         ("On the front", str(len(result.front)), "scored again on evaluation prompts"),
-        ("Hypervolume, share", f"{result.hypervolume:.4f}", "of bits and log KL; higher is better"),
+        (
+            "Hypervolume, share",
+            f"{result.hypervolume:.4f}",
+            "of bits and the log of what is minimised; higher is better",
+        ),
         ("Wall time", duration(sum(seconds for _, seconds in result.seconds)), parts),
     )
     for column, fact in zip(st.columns(4), facts, strict=True):
@@ -70,7 +74,7 @@ def finished(result: SearchResult) -> None:
         icon=":material/arrow_forward:",
         query_params={"run": result.run},
     )
-    info = figures.progress_info(result.candidates)
+    info = figures.progress_info(result.candidates, result.spec.objective)
     charts.show(
         figures.progress_figure(info, dark=charts.is_dark()),
         info.rows(),

@@ -57,14 +57,14 @@ def front(result: SearchResult, picked: Candidate, asked: Budget, others: tuple[
     if asked.max_bits is not None:
         charts.mark_limit(figure, asked.max_bits, " over the budget")
     rings = [
-        (point.effective_bits, max(info.floor, point.kl(seen).mean)) for point in info.points if point.id in others
+        (point.effective_bits, max(info.floor, point.value(seen).mean)) for point in info.points if point.id in others
     ]
     charts.mark_points(figure, rings, "beside it")
     charts.show(
         figure,
         info.rows(),
         key=CLICKED,
-        alt="KL from full precision against effective bits: searched policies, their front, uniform policies",
+        alt=f"{info.objective.label} against effective bits: searched policies, their front, uniform policies",
         on_click=clicked,
     )
 

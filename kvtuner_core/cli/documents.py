@@ -2,8 +2,9 @@
 
 import json
 
-from kvtuner_core.domain.metrics import Interval
+from kvtuner_core.domain.metrics import Interval, PolicyScore
 from kvtuner_core.domain.model import ModelInfo
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.provenance import Provenance
 from kvtuner_core.domain.runs import RunRecord
 from kvtuner_core.domain.scheme import QuantScheme
@@ -14,7 +15,7 @@ from kvtuner_core.services.evaluating import Evaluation
 from kvtuner_core.services.models import MemoryRow
 from kvtuner_core.services.policies import document, policy_json
 from kvtuner_core.services.results import group_of
-from kvtuner_core.services.trust import REFERENCE_BITS, REFERENCE_KL, Overfit, Prediction, SolverRow
+from kvtuner_core.services.trust import REFERENCE_BITS, Overfit, Prediction, SolverRow
 
 Document = dict[str, object]
 
@@ -151,8 +152,16 @@ def candidate(result: SearchResult, item: Candidate) -> Document:
         "calibration_kl_high": item.calibration.kl.high,
         "top1_agreement": score.top1_agreement,
         "nll_change": score.nll_change,
+        "objectives": objectives(score),
+        "calibration_objectives": objectives(item.calibration),
         "policy": json.loads(policy_json(document(result, item))),
     }
+
+
+def objectives(score: PolicyScore) -> Document:
+    """Every objective that was measured, by name, with its 95% interval and unit."""
+    measured = [objective for objective in Objective if score.measures(objective)]
+    return {str(item): {**interval(score.interval(item)), "unit": item.unit} for item in measured}
 
 
 def search(result: SearchResult) -> Document:
@@ -163,12 +172,14 @@ def search(result: SearchResult) -> Document:
         "scheme": scheme(result.spec.sweep.scheme),
         "space": space(result.sweep.space),
         "strategy": str(result.spec.strategy),
+        "objective": str(result.spec.objective),
+        "objective_unit": result.spec.objective.unit,
         "constraints": constraints(result),
         "evaluations": len(result.candidates),
         "front": [candidate(result, item) for item in result.front],
         "baselines": [candidate(result, item) for item in result.baselines],
         "hypervolume": result.hypervolume,
-        "hypervolume_reference": {"effective_bits": REFERENCE_BITS, "kl": REFERENCE_KL},
+        "hypervolume_reference": {"effective_bits": REFERENCE_BITS, "kl": result.spec.objective.worst},
         "regret": trust.regret(result).regret,
         "additive": additive(trust.prediction(result)),
         "overfit": overfit(trust.overfit(result)),
@@ -192,7 +203,7 @@ def constraints(result: SearchResult) -> Document:
 
 
 def additive(value: Prediction) -> Document:
-    """Measured calibration KL against the sum of isolated KLs."""
+    """The objective, measured on calibration prompts, against the sum of isolated KLs."""
     rows = zip(value.candidates, value.predicted, value.measured, strict=True)
     return {
         "rank_correlation": value.rank_correlation,
@@ -202,7 +213,8 @@ def additive(value: Prediction) -> Document:
                 "name": item.policy.name,
                 "effective_bits": item.effective_bits,
                 "predicted_kl": predicted,
-                "measured_kl": measured,
+                "measured_kl": item.calibration.kl.mean,
+                "measured": measured,
             }
             for item, predicted, measured in rows
         ],

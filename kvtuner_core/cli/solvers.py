@@ -26,7 +26,7 @@ def show_solvers(args: argparse.Namespace, out: Output) -> None:
             raise InputError(f"A comparison needs a finished search; run {args.run!r} is none. List them with: runs.")
         rows = trust.solvers(ws, result)
     if out.as_json:
-        reference = {"effective_bits": trust.REFERENCE_BITS, "kl": trust.REFERENCE_KL}
+        reference = {"effective_bits": trust.REFERENCE_BITS, "kl": result.spec.objective.worst}
         out.document({"hypervolume_reference": reference, "solvers": [documents.solver(row) for row in rows]})
         return
     names = [field.name for field in fields(trust.SolverRow)]
@@ -34,6 +34,7 @@ def show_solvers(args: argparse.Namespace, out: Output) -> None:
         table([name.replace("_", " ") for name in names], [[getattr(row, name) for name in names] for row in rows])
     )
     out.text(
-        f"Hypervolumes are shares below {trust.REFERENCE_BITS:g} bits and {trust.REFERENCE_KL:g} nats; "
+        f"Hypervolumes are shares below {trust.REFERENCE_BITS:g} bits and {result.spec.objective.worst:g} "
+        f"{result.spec.objective.unit}; "
         "at equal: after as many evaluations as the shortest of these runs; unseen: on evaluation prompts."
     )

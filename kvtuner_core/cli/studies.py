@@ -7,6 +7,7 @@ from pathlib import Path
 from kvtuner_core.cli import documents
 from kvtuner_core.cli.options import Parser, add_common, add_sweep, open_workspace, sweep_spec
 from kvtuner_core.cli.output import Output, table
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.strategy import Constraints, LayerPair, SearchStrategy
 from kvtuner_core.domain.study import Candidate, SearchResult, SearchSpec, SweepResult
 from kvtuner_core.errors import KVTunerError
@@ -39,6 +40,12 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         choices=[str(strategy) for strategy in SearchStrategy],
         default=str(spec.strategy),
         help="how policies are chosen; nsga2 is as published (default: %(default)s)",
+    )
+    group.add_argument(
+        "--objective",
+        choices=[str(objective) for objective in Objective],
+        default=str(spec.objective),
+        help="what is minimised beside the bits (default: %(default)s)",
     )
     group.add_argument("--evaluations", type=int, default=spec.evaluations, metavar="N", help="policies to score")
     group.add_argument("--population", type=int, default=spec.population, metavar="P", help="of a generation")
@@ -91,6 +98,7 @@ def search_spec(args: argparse.Namespace) -> SearchSpec:
         evaluation_suffix_tokens=args.evaluation_suffix_tokens,
         strategy=SearchStrategy(args.strategy),
         constraints=Constraints(max_pairs=args.max_pairs, forbidden=tuple(args.forbid), pinned=tuple(args.pin)),
+        objective=Objective(args.objective),
     )
 
 
@@ -130,15 +138,17 @@ def _sweep_text(result: SweepResult, run: str) -> str:
 
 
 def _search_text(result: SearchResult) -> str:
-    header = ["policy", "nominal", "effective", "KL", "low", "high", "top-1", "calibration KL"]
+    objective = result.spec.objective
+    name = objective.label
+    header = ["policy", "nominal", "effective", name, "low", "high", "top-1", f"calibration {name}"]
     parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds)
     return "\n".join(
         [
             f"Run {result.run}: {result.sweep.model.name}, {result.spec.sweep.scheme.label}",
-            f"Front of {len(result.candidates)} policies; KL in nats per token on prompts the search did not see",
-            table(header, [_row(item) for item in result.front]),
+            f"Front of {len(result.candidates)} policies; {name} in {objective.unit} on prompts the search did not see",
+            table(header, [_row(item, objective) for item in result.front]),
             "Uniform policies",
-            table(header, [_row(item) for item in result.baselines]),
+            table(header, [_row(item, objective) for item in result.baselines]),
             f"Hypervolume {result.hypervolume:.4f} by {result.spec.strategy}. "
             f"Took {parts} on {result.provenance.device}",
             *(f"{'ok   ' if check.good else 'LOOK '} {check.name}: {check.text}" for check in trust.checks(result)),
@@ -147,15 +157,16 @@ def _search_text(result: SearchResult) -> str:
     )
 
 
-def _row(item: Candidate) -> list[object]:
+def _row(item: Candidate, objective: Objective) -> list[object]:
     score = item.evaluation or item.calibration
+    value = score.interval(objective)
     return [
         item.policy.name,
         item.nominal_bits,
         item.effective_bits,
-        score.kl.mean,
-        score.kl.low,
-        score.kl.high,
+        value.mean,
+        value.low,
+        value.high,
         score.top1_agreement,
-        item.calibration.kl.mean,
+        item.calibration.interval(objective).mean,
     ]

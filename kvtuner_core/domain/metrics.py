@@ -1,8 +1,11 @@
 """Measured errors and qualities."""
 
+import math
 from dataclasses import dataclass
 
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.precision import PrecisionPair
+from kvtuner_core.errors import InputError
 
 METRIC_VERSION = 1
 """Raised whenever a definition below changes, so that old stored numbers are not reused."""
@@ -49,6 +52,21 @@ class ErrorProfile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One objective of a policy beside its mean KL.
+
+    Attributes:
+        objective: Which one.
+        interval: Over all prompts, with a 95% bootstrap interval over prompts.
+        per_prompt: Of each prompt alone, in the set's order.
+    """
+
+    objective: Objective
+    interval: Interval
+    per_prompt: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyScore:
     """Quality of one policy on one prompt set, by teacher forcing.
 
@@ -61,6 +79,7 @@ class PolicyScore:
         cache_bytes: Bytes the packed cache holds at the end of the longest prompt, batch 1,
             in the model's own dtype where not quantised.
         seconds: Time the evaluation took.
+        others: Objectives beside the mean KL; a score from before they were kept has none.
     """
 
     kl: Interval
@@ -70,6 +89,7 @@ class PolicyScore:
     tokens_per_prompt: tuple[int, ...]
     cache_bytes: int
     seconds: float
+    others: tuple[Measured, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -80,3 +100,29 @@ class PolicyScore:
     def prompts(self) -> int:
         """Number of prompts."""
         return len(self.tokens_per_prompt)
+
+    def measures(self, objective: Objective) -> bool:
+        """Whether ``objective`` was measured."""
+        return objective is Objective.MEAN_KL or any(item.objective is objective for item in self.others)
+
+    def measured(self, objective: Objective) -> Measured:
+        """One objective, over all prompts and per prompt.
+
+        Raises:
+            InputError: If the score does not hold it.
+        """
+        if objective is Objective.MEAN_KL:
+            return Measured(objective=objective, interval=self.kl, per_prompt=self.kl_per_prompt)
+        for item in self.others:
+            if item.objective is objective:
+                return item
+        raise InputError(f"This score was taken before {objective} was measured. Run the search again.")
+
+    def interval(self, objective: Objective) -> Interval:
+        """One objective over all prompts; see `measured`."""
+        return self.measured(objective).interval
+
+    def loss(self, objective: Objective) -> float:
+        """What is minimised of it: `Objective.loss` of its mean, infinity where that is not a number."""
+        loss = objective.loss(self.interval(objective).mean)
+        return math.inf if math.isnan(loss) else loss

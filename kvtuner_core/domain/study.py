@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from kvtuner_core.domain.metrics import ErrorProfile, Interval, PolicyScore
 from kvtuner_core.domain.model import ModelInfo, ModelSpec
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.provenance import Provenance
@@ -143,6 +144,7 @@ class SearchSpec:
         evaluation_suffix_tokens: Tokens scored in each of them.
         strategy: How policies are chosen.
         constraints: What policies must keep to, beside ``max_bits``.
+        objective: What is minimised beside the bits.
     """
 
     sweep: SweepSpec = field(default_factory=SweepSpec)
@@ -154,6 +156,7 @@ class SearchSpec:
     evaluation_suffix_tokens: int = 32
     strategy: SearchStrategy = SearchStrategy.AUTO
     constraints: Constraints = field(default_factory=Constraints)
+    objective: Objective = Objective.MEAN_KL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +217,14 @@ class Candidate:
         """KL on the evaluation prompts where there is one, else on the calibration prompts."""
         return (self.evaluation or self.calibration).kl
 
+    def value(self, objective: Objective) -> Interval:
+        """An objective on the evaluation prompts where there is one, else on the calibration prompts."""
+        return (self.evaluation or self.calibration).interval(objective)
+
+    def loss(self, objective: Objective) -> float:
+        """What the search minimised: the objective's loss on the calibration prompts."""
+        return self.calibration.loss(objective)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResult:
@@ -224,11 +235,12 @@ class SearchResult:
         spec: What was asked.
         sweep: The sweep it started from.
         candidates: Every searched candidate, in order of evaluation.
-        front: The non-dominated ones by (effective bits, calibration KL), fewest bits first, each
+        front: The non-dominated ones by (effective bits, calibration loss), fewest bits first, each
             scored on the evaluation prompts too.
         baselines: Uniform policies and the unquantised one.
-        hypervolume: Area dominated by the front in (effective bits, log10 of 1e-6 + calibration KL)
-            below the reference point of 16 bits and 10 nats, as a share of the whole (0 to 1).
+        hypervolume: Area dominated by the front in (effective bits, log10 of 1e-6 + calibration loss)
+            below the reference point of 16 bits and `Objective.worst` (10 nats for the KL), as a share
+            of the whole (0 to 1).
         provenance: Device, dtype, versions, time.
         seconds: Pairs of part (``sweep``, ``search``, ``evaluation``) and its wall time in seconds.
         evaluation_digest: `PromptSet.digest` of the evaluation prompts.

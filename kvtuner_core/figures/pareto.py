@@ -1,4 +1,4 @@
-"""The trade-off: KL against effective bits, with intervals, baselines and all candidates."""
+"""The trade-off: the objective against effective bits, with intervals, baselines and all candidates."""
 
 import math
 from collections.abc import Iterable
@@ -8,6 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from kvtuner_core.domain.metrics import Interval
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.study import Candidate, CandidateOrigin, SearchResult
 from kvtuner_core.figures.policy_text import summary, wrapped
 from kvtuner_core.figures.style import (
@@ -35,8 +36,8 @@ class ParetoPoint:
         policy: The whole policy in one line.
         nominal_bits: Mean bits without scales and offsets.
         effective_bits: With them.
-        calibration: KL on the prompts the search saw, nats per token.
-        evaluation: KL on prompts it did not see, or ``None``.
+        calibration: The objective on the prompts the search saw.
+        evaluation: The objective on prompts it did not see, or ``None``.
     """
 
     id: str
@@ -47,8 +48,8 @@ class ParetoPoint:
     calibration: Interval
     evaluation: Interval | None
 
-    def kl(self, seen: str) -> Interval:
-        """KL on the prompts asked for, or on the calibration prompts where there is no other."""
+    def value(self, seen: str) -> Interval:
+        """The objective on the prompts asked for, or on the calibration prompts where there is no other."""
         return self.evaluation if seen == "evaluation" and self.evaluation else self.calibration
 
 
@@ -59,12 +60,14 @@ class ParetoInfo:
     Attributes:
         seen: ``evaluation`` or ``calibration``: which prompts the front and the baselines show.
         points: All policies; the front first, fewest bits first, then baselines, then the others.
-        floor: Where the logarithmic axis draws a KL of 0 or less, in nats per token.
+        floor: Where the logarithmic axis draws a value of 0 or less.
+        objective: What was minimised.
     """
 
     seen: str
     points: tuple[ParetoPoint, ...]
     floor: float
+    objective: Objective = Objective.MEAN_KL
 
     def of(self, kind: str) -> tuple[ParetoPoint, ...]:
         """The points of one kind."""
@@ -72,26 +75,25 @@ class ParetoInfo:
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per policy of the front and per baseline."""
-        return [_row(point) for point in self.points if point.kind != "candidate"]
+        return [self._row(point) for point in self.points if point.kind != "candidate"]
 
     def all_rows(self) -> list[dict[str, Any]]:
         """One row per policy, dominated ones included."""
-        return [_row(point) for point in self.points]
+        return [self._row(point) for point in self.points]
 
-
-def _row(point: ParetoPoint) -> dict[str, Any]:
-    evaluation = point.evaluation
-    return {
-        "Id": point.id,
-        "Kind": point.kind,
-        "Effective bits": point.effective_bits,
-        "Nominal bits": point.nominal_bits,
-        "KL, evaluation (nats per token)": evaluation.mean if evaluation else None,
-        "95% low": evaluation.low if evaluation else None,
-        "95% high": evaluation.high if evaluation else None,
-        "KL, calibration (nats per token)": point.calibration.mean,
-        "Policy": point.policy,
-    }
+    def _row(self, point: ParetoPoint) -> dict[str, Any]:
+        evaluation, objective = point.evaluation, self.objective
+        return {
+            "Id": point.id,
+            "Kind": point.kind,
+            "Effective bits": point.effective_bits,
+            "Nominal bits": point.nominal_bits,
+            f"{objective.label}, evaluation ({objective.unit})": evaluation.mean if evaluation else None,
+            "95% low": evaluation.low if evaluation else None,
+            "95% high": evaluation.high if evaluation else None,
+            f"{objective.label}, calibration ({objective.unit})": point.calibration.mean,
+            "Policy": point.policy,
+        }
 
 
 def pareto_info(result: SearchResult, *, seen: str = "evaluation") -> ParetoInfo:
@@ -103,15 +105,17 @@ def pareto_info(result: SearchResult, *, seen: str = "evaluation") -> ParetoInfo
     """
     on_front = {candidate.order for candidate in result.front}
     others = (candidate for candidate in result.candidates if candidate.order not in on_front)
+    objective = result.spec.objective
     points = (
-        *_points(result.front, "front"),
-        *_points(result.baselines, "baseline"),
-        *_points(others, "candidate"),
+        *_points(result.front, "front", objective),
+        *_points(result.baselines, "baseline", objective),
+        *_points(others, "candidate", objective),
     )
-    return ParetoInfo(seen=seen, points=points, floor=log_floor([point.kl(seen).mean for point in points]))
+    floor = log_floor([point.value(seen).mean for point in points])
+    return ParetoInfo(seen=seen, points=points, floor=floor, objective=objective)
 
 
-def _points(candidates: Iterable[Candidate], kind: str) -> tuple[ParetoPoint, ...]:
+def _points(candidates: Iterable[Candidate], kind: str, objective: Objective) -> tuple[ParetoPoint, ...]:
     return tuple(
         ParetoPoint(
             id=candidate.policy.name if candidate.origin is CandidateOrigin.BASELINE else f"p{candidate.order}",
@@ -119,8 +123,8 @@ def _points(candidates: Iterable[Candidate], kind: str) -> tuple[ParetoPoint, ..
             policy=summary(candidate.policy),
             nominal_bits=candidate.nominal_bits,
             effective_bits=candidate.effective_bits,
-            calibration=candidate.calibration.kl,
-            evaluation=candidate.evaluation.kl if candidate.evaluation else None,
+            calibration=candidate.calibration.interval(objective),
+            evaluation=candidate.evaluation.interval(objective) if candidate.evaluation else None,
         )
         for candidate in candidates
     )
@@ -149,15 +153,16 @@ def pareto_figure(info: ParetoInfo, *, dark: bool = False, picked: str = "", hei
     figure.update_layout(
         **layout(dark=dark, height=height),
         xaxis={**axis("Effective bits per cached number, scales and offsets included"), "range": _range(info)},
-        yaxis=axis(_kl_title(info), log=True),
+        yaxis=axis(_title(info), log=True),
         clickmode="event+select",
     )
     return figure
 
 
-def _kl_title(info: ParetoInfo) -> str:
-    zero = any(not point.kl(info.seen).mean > info.floor for point in info.points)
-    return "KL from full precision (nats per token), log" + (f", 0 at {info.floor:g}" if zero else "")
+def _title(info: ParetoInfo) -> str:
+    zero = any(not point.value(info.seen).mean > info.floor for point in info.points)
+    what = "KL from full precision" if info.objective is Objective.MEAN_KL else info.objective.label
+    return f"{what} ({info.objective.unit}), log" + (f", 0 at {info.floor:g}" if zero else "")
 
 
 def _range(info: ParetoInfo) -> list[float]:
@@ -168,32 +173,33 @@ def _range(info: ParetoInfo) -> list[float]:
     return [min(shown) - room, max(shown) + 2 * room]
 
 
-def _hover(point: ParetoPoint, seen: str) -> str:
-    kl = point.kl(seen)
+def _hover(point: ParetoPoint, seen: str, objective: Objective) -> str:
+    value = point.value(seen)
     prompts = "evaluation" if seen == "evaluation" and point.evaluation else "calibration"
     return (
         f"<b>{point.id}</b>, {point.effective_bits:.2f} effective bits ({point.nominal_bits:.2f} nominal)<br>"
-        f"KL {short(kl.mean)} nats per token, 95% {short(kl.low)} to {short(kl.high)}, {prompts} prompts<br>"
+        f"{objective.label} {short(value.mean)} {objective.unit}, 95% {short(value.low)} to {short(value.high)}, "
+        f"{prompts} prompts<br>"
         f"{wrapped(point.policy)}"
     )
 
 
 def _trace(info: ParetoInfo, points: Iterable[ParetoPoint], *, seen: str, bars: bool) -> dict[str, Any]:
     chosen = list(points)
-    kls = [point.kl(seen) for point in chosen]
-    drawn = [floored(kl.mean, info.floor) for kl in kls]
+    values = [point.value(seen) for point in chosen]
+    drawn = [floored(value.mean, info.floor) for value in values]
     trace: dict[str, Any] = {
         "x": [point.effective_bits for point in chosen],
         "y": drawn,
-        "hovertext": [_hover(point, seen) for point in chosen],
+        "hovertext": [_hover(point, seen, info.objective) for point in chosen],
         "hovertemplate": "%{hovertext}<extra></extra>",
     }
     if bars:
         trace["error_y"] = {
             "type": "data",
             "symmetric": False,
-            "array": [_length(kl.high, y) for kl, y in zip(kls, drawn, strict=True)],
-            "arrayminus": [_length(y, max(kl.low, info.floor)) for kl, y in zip(kls, drawn, strict=True)],
+            "array": [_length(value.high, y) for value, y in zip(values, drawn, strict=True)],
+            "arrayminus": [_length(y, max(value.low, info.floor)) for value, y in zip(values, drawn, strict=True)],
             "thickness": 1,
             "width": 3,
         }

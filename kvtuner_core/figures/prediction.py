@@ -1,10 +1,11 @@
-"""Measured KL against what the isolated KLs of the layers add up to."""
+"""The measured objective against what the isolated KLs of the layers add up to."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
 
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.study import CandidateOrigin, SearchResult
 from kvtuner_core.figures.style import BLUE, GREY, ORANGE, axis, empty_figure, floored, ink, layout, log_floor, short
 from kvtuner_core.tuning.prediction import prediction
@@ -19,7 +20,7 @@ class PredictedPoint:
         baseline: Whether it is a uniform baseline.
         effective_bits: Its bits.
         predicted: Sum of the isolated KLs, nats per token.
-        measured: Calibration KL, nats per token.
+        measured: The objective on calibration prompts.
     """
 
     id: str
@@ -37,11 +38,13 @@ class PredictionInfo:
         points: Searched policies in order of evaluation, then baselines.
         rank_correlation: Spearman's over all of them, or ``None``.
         ratio: Median of measured / predicted, or ``None``.
+        objective: What was minimised.
     """
 
     points: tuple[PredictedPoint, ...]
     rank_correlation: float | None
     ratio: float | None
+    objective: Objective = Objective.MEAN_KL
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per policy."""
@@ -50,7 +53,7 @@ class PredictionInfo:
                 "Id": point.id,
                 "Effective bits": point.effective_bits,
                 "Predicted KL (nats per token)": point.predicted,
-                "Measured KL (nats per token)": point.measured,
+                f"Measured {self.objective.with_unit}": point.measured,
                 "Measured / predicted": point.measured / point.predicted if point.predicted > 0 else None,
             }
             for point in self.points
@@ -85,6 +88,7 @@ def prediction_info(result: SearchResult) -> PredictionInfo:
         ),
         rank_correlation=found.rank_correlation,
         ratio=found.ratio,
+        objective=result.spec.objective,
     )
 
 
@@ -118,7 +122,7 @@ def prediction_figure(info: PredictionInfo, *, dark: bool = False, height: int =
     figure.update_layout(
         **layout(dark=dark, height=height),
         xaxis=axis("Sum of isolated KLs (nats per token), log", log=True),
-        yaxis=axis("Measured KL, calibration (nats per token), log", log=True),
+        yaxis=axis(f"Measured {info.objective.label}, calibration ({info.objective.unit}), log", log=True),
     )
     return figure
 
@@ -131,8 +135,8 @@ def _points(points: list[PredictedPoint], floor: float, *, name: str, marker: di
         name=name,
         marker=marker,
         hovertext=[
-            f"<b>{point.id}</b>, {point.effective_bits:.2f} effective bits<br>predicted {short(point.predicted)}, "
-            f"measured {short(point.measured)} nats per token"
+            f"<b>{point.id}</b>, {point.effective_bits:.2f} effective bits<br>"
+            f"predicted {short(point.predicted)} nats per token, measured {short(point.measured)}"
             for point in points
         ],
         hovertemplate="%{hovertext}<extra></extra>",

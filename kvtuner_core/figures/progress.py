@@ -8,9 +8,10 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.study import Candidate, CandidateOrigin
 from kvtuner_core.figures.style import BLUE, TEAL, axis, empty_figure, floored, layout, log_floor, short
-from kvtuner_core.tuning.front import calibration_kl, dominated_share, pareto_front
+from kvtuner_core.tuning.front import dominated_share, pareto_front
 
 EARLY_TO_LATE = ((0.0, "#b4bcc6"), (0.5, "#c98f3a"), (1.0, "#8f3f14"))
 """From grey to brown; every step is seen on white."""
@@ -26,53 +27,56 @@ class ProgressInfo:
     Attributes:
         orders: Position of each candidate.
         bits: Effective bits.
-        kls: Mean calibration KL in nats per token.
+        values: The objective on calibration prompts.
         front: Whether it is on the front of all of them.
         hypervolumes: Share of the plane that the candidates up to here dominate, 0 to 1.
+        objective: What is minimised.
     """
 
     orders: tuple[int, ...]
     bits: tuple[float, ...]
-    kls: tuple[float, ...]
+    values: tuple[float, ...]
     front: tuple[bool, ...]
     hypervolumes: tuple[float, ...]
+    objective: Objective = Objective.MEAN_KL
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per evaluation."""
-        columns = (self.orders, self.bits, self.kls, self.front, self.hypervolumes)
+        columns = (self.orders, self.bits, self.values, self.front, self.hypervolumes)
         return [
             {
                 "Evaluation": order + 1,
                 "Effective bits": bits,
-                "KL, calibration (nats per token)": kl,
+                f"{self.objective.label}, calibration ({self.objective.unit})": value,
                 "On the front": front,
                 "Hypervolume (share)": volume,
             }
-            for order, bits, kl, front, volume in zip(*columns, strict=True)
+            for order, bits, value, front, volume in zip(*columns, strict=True)
         ]
 
 
-def progress_info(candidates: Sequence[Candidate]) -> ProgressInfo:
+def progress_info(candidates: Sequence[Candidate], objective: Objective = Objective.MEAN_KL) -> ProgressInfo:
     """The numbers of the searched candidates so far; baselines among them are left out."""
     searched = (candidate for candidate in candidates if candidate.origin is CandidateOrigin.SEARCH)
     ordered = sorted(searched, key=lambda candidate: candidate.order)
     front: list[tuple[float, float]] = []
     volumes: list[float] = []
     for candidate in ordered:
-        point = (candidate.effective_bits, calibration_kl(candidate))
-        if not any(bits <= point[0] and kl <= point[1] for bits, kl in front):
+        point = (candidate.effective_bits, candidate.loss(objective))
+        if not any(bits <= point[0] and loss <= point[1] for bits, loss in front):
             front = [other for other in front if not (point[0] <= other[0] and point[1] <= other[1])]
             front.append(point)
-            volumes.append(dominated_share(front))
+            volumes.append(dominated_share(front, worst=objective.worst))
         else:
             volumes.append(volumes[-1])
-    on_front = {candidate.order for candidate in pareto_front(ordered)}
+    on_front = {candidate.order for candidate in pareto_front(ordered, objective)}
     return ProgressInfo(
         orders=tuple(candidate.order for candidate in ordered),
         bits=tuple(candidate.effective_bits for candidate in ordered),
-        kls=tuple(candidate.calibration.kl.mean for candidate in ordered),
+        values=tuple(candidate.calibration.interval(objective).mean for candidate in ordered),
         front=tuple(candidate.order in on_front for candidate in ordered),
         hypervolumes=tuple(volumes),
+        objective=objective,
     )
 
 
@@ -86,7 +90,7 @@ def progress_figure(info: ProgressInfo, *, dark: bool = False, height: int = 380
     """
     if not info.orders:
         return empty_figure("No candidate yet", dark=dark, height=height)
-    floor = log_floor([kl for kl in info.kls if math.isfinite(kl)])
+    floor = log_floor([value for value in info.values if math.isfinite(value)])
     figure = make_subplots(rows=1, cols=2, column_widths=[0.64, 0.36], horizontal_spacing=0.1)
     figure.add_trace(_candidates(info, floor, dark=dark), row=1, col=1)
     figure.add_trace(_front(info, floor), row=1, col=1)
@@ -103,9 +107,11 @@ def progress_figure(info: ProgressInfo, *, dark: bool = False, height: int = 380
         col=2,
     )
     figure.update_layout(**layout(dark=dark, height=height))
-    zero = f", 0 drawn at {floor:g}" if any(kl <= 0 for kl in info.kls) else ""
+    zero = f", 0 drawn at {floor:g}" if any(value <= 0 for value in info.values) else ""
     figure.update_xaxes(axis("Effective bits per cached number"), row=1, col=1)
-    figure.update_yaxes(axis(f"KL, calibration (nats per token), log{zero}", log=True), row=1, col=1)
+    figure.update_yaxes(
+        axis(f"{info.objective.label}, calibration ({info.objective.unit}), log{zero}", log=True), row=1, col=1
+    )
     figure.update_xaxes(axis("Evaluations"), row=1, col=2)
     figure.update_yaxes(axis("Hypervolume (share, 0 to 1)"), row=1, col=2)
     return figure
@@ -116,23 +122,25 @@ def _candidates(info: ProgressInfo, floor: float, *, dark: bool) -> go.Scatter:
     scale = EARLY_TO_LATE_DARK if dark else EARLY_TO_LATE
     return go.Scatter(
         x=list(info.bits),
-        y=[floored(kl, floor) for kl in info.kls],
+        y=[floored(value, floor) for value in info.values],
         mode="markers",
         name="candidates, early to late",
         marker={"color": list(info.orders), "colorscale": scale, "size": 7, "opacity": 0.85},
         hovertext=[
-            f"evaluation {order + 1}<br>{bits:.2f} effective bits<br>KL {short(kl)} nats per token"
-            for order, bits, kl in zip(info.orders, info.bits, info.kls, strict=True)
+            f"evaluation {order + 1}<br>{bits:.2f} effective bits<br>"
+            f"{info.objective.label} {short(value)} {info.objective.unit}"
+            for order, bits, value in zip(info.orders, info.bits, info.values, strict=True)
         ],
         hovertemplate="%{hovertext}<extra></extra>",
     )
 
 
 def _front(info: ProgressInfo, floor: float) -> go.Scatter:
-    points = sorted((bits, kl) for bits, kl, front in zip(info.bits, info.kls, info.front, strict=True) if front)
+    rows = zip(info.bits, info.values, info.front, strict=True)
+    points = sorted((bits, value) for bits, value, front in rows if front)
     return go.Scatter(
         x=[bits for bits, _ in points],
-        y=[floored(kl, floor) for _, kl in points],
+        y=[floored(value, floor) for _, value in points],
         mode="lines",
         name="front so far",
         line={"color": BLUE, "width": 2, "shape": "hv"},

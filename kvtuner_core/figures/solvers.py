@@ -7,6 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.study import SearchResult
 from kvtuner_core.figures.style import GROUP_COLOURS, ORANGE, axis, empty_figure, floored, ink, layout, log_floor, short
 from kvtuner_core.tuning.comparison import SolverRow, compare
@@ -20,7 +21,7 @@ class SolverFront:
 
     Attributes:
         label: Strategy and number of evaluations.
-        points: Effective bits and KL on evaluation prompts, fewest bits first.
+        points: Effective bits and the objective on evaluation prompts, fewest bits first.
     """
 
     label: str
@@ -34,12 +35,14 @@ class SolversInfo:
     Attributes:
         solvers: One row per search, the best first.
         fronts: The front of each strategy's best search, in the same order.
-        uniform: Effective bits and KL of the uniform policies, by their pair.
+        uniform: Effective bits and the objective of the uniform policies, by their pair.
+        objective: What was minimised.
     """
 
     solvers: tuple[SolverRow, ...]
     fronts: tuple[SolverFront, ...]
     uniform: tuple[tuple[str, float, float], ...]
+    objective: Objective = Objective.MEAN_KL
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per search."""
@@ -62,32 +65,38 @@ class SolversInfo:
     def front_rows(self) -> list[dict[str, Any]]:
         """One row per policy of the fronts."""
         return [
-            {"Search": front.label, "Effective bits": bits, "KL, evaluation (nats per token)": kl}
+            {
+                "Search": front.label,
+                "Effective bits": bits,
+                f"{self.objective.label}, evaluation ({self.objective.unit})": value,
+            }
             for front in self.fronts
-            for bits, kl in front.points
+            for bits, value in front.points
         ]
 
 
 def solvers_info(results: Sequence[SearchResult]) -> SolversInfo:
     """The numbers of searches that are comparable with each other."""
     rows = compare(results)
+    objective = results[0].spec.objective if results else Objective.MEAN_KL
     by_run = {result.run: result for result in results}
     best = {row.strategy: row for row in reversed(rows)}
     fronts = tuple(
         SolverFront(
             label=f"{row.strategy}, {row.evaluations}",
-            points=tuple((item.effective_bits, item.kl.mean) for item in by_run[row.run].front),
+            points=tuple((item.effective_bits, item.value(objective).mean) for item in by_run[row.run].front),
         )
         for row in rows
         if best[row.strategy] is row
     )
     baselines = results[0].baselines if results else ()
-    uniform = tuple((item.policy.name, item.effective_bits, item.kl.mean) for item in baselines if item.kl.mean > 0)
-    return SolversInfo(solvers=rows, fronts=fronts, uniform=uniform)
+    quantised = (item for item in baselines if not item.policy.is_full)
+    uniform = tuple((item.policy.name, item.effective_bits, item.value(objective).mean) for item in quantised)
+    return SolversInfo(solvers=rows, fronts=fronts, uniform=uniform, objective=objective)
 
 
 def solvers_figure(info: SolversInfo, *, dark: bool = False, height: int = 380) -> go.Figure:
-    """A line per strategy, KL on evaluation prompts against effective bits, with the uniform policies.
+    """A line per strategy, the objective on evaluation prompts against effective bits, with the uniform policies.
 
     Args:
         info: The numbers.
@@ -111,7 +120,9 @@ def solvers_figure(info: SolversInfo, *, dark: bool = False, height: int = 380) 
                     "width": 1.8,
                 },
                 marker={"size": 4},
-                hovertext=[f"{front.label}<br>{bits:.2f} bits, KL {short(kl)}" for bits, kl in front.points],
+                hovertext=[
+                    f"{front.label}<br>{bits:.2f} bits, {info.objective.label} {short(kl)}" for bits, kl in front.points
+                ],
                 hovertemplate="%{hovertext}<extra></extra>",
             )
         )
@@ -131,6 +142,6 @@ def solvers_figure(info: SolversInfo, *, dark: bool = False, height: int = 380) 
     figure.update_layout(
         **{**layout(dark=dark, height=height), "legend": {"x": 1.01, "y": 1, "font": {"size": 12}}},
         xaxis=axis("Effective bits per cached number"),
-        yaxis=axis("KL, evaluation prompts (nats per token), log", log=True),
+        yaxis=axis(f"{info.objective.label}, evaluation prompts ({info.objective.unit}), log", log=True),
     )
     return figure

@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from kvtuner_core.domain.memory import cache_bytes, check_layers
@@ -15,11 +14,12 @@ from kvtuner_core.domain.tasks import EvaluationSpec
 from kvtuner_core.errors import ModelError
 from kvtuner_core.runtime.bank import Bank
 from kvtuner_core.runtime.capture import batches, capture, check_memory, own_logits
-from kvtuner_core.runtime.divergence import Divergence, Reference, bootstrap, divergence
+from kvtuner_core.runtime.divergence import Divergence, Reference, divergence
 from kvtuner_core.runtime.loading import LoadedModel
 from kvtuner_core.runtime.prompts import CutPrompt, cut_prompts
 from kvtuner_core.runtime.provenance import device_memory
 from kvtuner_core.runtime.replay import Banked, Batch, Captured, Precisions, Replayer, leading_full_layers
+from kvtuner_core.runtime.scoring import Observed, policy_score
 from kvtuner_core.runtime.visibility import Layout
 
 _BANK_SHARE = 0.25
@@ -99,16 +99,8 @@ class Session:
         check_layers(policy, self.layers)
         moved = self.diverge([policy.layers])[0]
         longest = max(len(prompt.prefix) + len(prompt.suffix) for prompt in self.prompts)
-        means = np.array([moved[prompt.index].kl.mean() for prompt in self.prompts])
-        tokens = np.array([len(prompt.suffix) for prompt in self.prompts])
-        every = [moved[prompt.index] for prompt in self.prompts]
-        change = np.concatenate([one.nll_change for one in every])
-        return PolicyScore(
-            kl=bootstrap(means, tokens, seed=seed),
-            top1_agreement=float(np.concatenate([one.agrees for one in every]).mean()),
-            nll_change=float(np.nanmean(change)),
-            kl_per_prompt=tuple(float(mean) for mean in means),
-            tokens_per_prompt=tuple(int(count) for count in tokens),
+        return policy_score(
+            Observed(prompts=[moved[prompt.index] for prompt in self.prompts], seed=seed),
             cache_bytes=cache_bytes(policy, self.layers, tokens=longest, full_bytes=self.loaded.dtype.itemsize),
             seconds=time.perf_counter() - started,
         )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from kvtuner_core.domain.metrics import ErrorProfile, PolicyScore
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.ports import Compute
 from kvtuner_core.domain.precision import PrecisionPair
@@ -30,6 +31,7 @@ class Measurements:
         evaluation: The model, the prompts and how they are cut.
         report: What is known of the loaded model; its fingerprint is part of every key.
         cancelled: Polled before each new measurement.
+        objective: What a score must hold; a stored one without it is measured again.
         reused: How many came from the store so far.
         identity: Makes the content addresses.
     """
@@ -39,6 +41,7 @@ class Measurements:
     evaluation: EvaluationSpec
     report: ModelReport
     cancelled: Cancelled = never
+    objective: Objective = Objective.MEAN_KL
     reused: int = 0
     identity: SessionIdentity = field(init=False)
 
@@ -53,8 +56,9 @@ class Measurements:
         return cls(store=ws.store, compute=ws.compute, evaluation=evaluation, report=report, cancelled=cancelled)
 
     def known_score(self, policy: KVPolicy) -> PolicyScore | None:
-        """The stored score, or ``None``."""
-        return self.store.get_score(self.identity.score(policy).key)
+        """The stored score, or ``None`` where there is none that holds the objective."""
+        known = self.store.get_score(self.identity.score(policy).key)
+        return known if known is not None and known.measures(self.objective) else None
 
     def known_profile(self, layer: int, pair: PrecisionPair) -> ErrorProfile | None:
         """The stored errors, or ``None``."""

@@ -46,11 +46,11 @@ def candidate_gib(result: SearchResult, candidate: Candidate, *, batch: int = 1,
 
 
 def pick(result: SearchResult, budget: Budget) -> Candidate:
-    """The policy of the front with the lowest KL within the budget.
+    """The policy of the front with the lowest loss within the budget.
 
-    KL is the one on evaluation prompts where there is one, else on calibration prompts; of equals
-    the one with fewer bits wins. Baselines and searched policies off the front are never picked:
-    the former stand beside the result for comparison.
+    The loss is that of the search's objective, on evaluation prompts where there is one, else on
+    calibration prompts; of equals the one with fewer bits wins. Baselines and searched policies off
+    the front are never picked: the former stand beside the result for comparison.
 
     Raises:
         InputError: If no policy of the front fits, naming the smallest one.
@@ -60,7 +60,8 @@ def pick(result: SearchResult, budget: Budget) -> Candidate:
     fitting = [candidate for candidate in result.front if _fits(result, candidate, budget)]
     if not fitting:
         raise InputError(_nothing_fits(result, budget))
-    return min(fitting, key=lambda candidate: (candidate.kl.mean, candidate.effective_bits))
+    objective = result.spec.objective
+    return min(fitting, key=lambda item: (objective.loss(item.value(objective).mean), item.effective_bits))
 
 
 def _fits(result: SearchResult, candidate: Candidate, budget: Budget) -> bool:

@@ -1,7 +1,7 @@
 """What a study will cost before it starts, and how much of it is stored already."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvtuner_core.domain.metrics import PolicyScore
 from kvtuner_core.domain.model import ModelInfo
@@ -91,11 +91,11 @@ def plan_search(ws: Workspace, spec: SearchSpec) -> Plan:
         total = first.total + spec.evaluations + 2 * _baseline_count(describe(ws, spec.sweep.model.reference), spec)
         return Plan(total=total, known=0, model_known=False, seconds=None)
     uniform = baselines(layers=len(known_model.info.layers), scheme=spec.sweep.scheme)
-    calibrated = Measurements.of(ws, session, known_model)
-    evaluated = Measurements.of(ws, evaluation, known_model)
+    calibrated = replace(Measurements.of(ws, session, known_model), objective=spec.objective)
+    evaluated = replace(Measurements.of(ws, evaluation, known_model), objective=spec.objective)
     wanted, found = _replay(calibrated, spec, first)
     complete = len(found) == wanted
-    front = tuple(candidate.policy for candidate in pareto_front(found)) if complete else ()
+    front = tuple(candidate.policy for candidate in pareto_front(found, spec.objective)) if complete else ()
     searched = len(uniform) + wanted
     searched_known = _known_scores(calibrated, uniform) + len(found)
     scored, scored_known = len(uniform) + len(front), _known_scores(evaluated, (*uniform, *front))

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 E = TypeVar("E", bound=StrEnum)
 
-OBJECTIVE = "mean KL(full precision || quantised cache), nats per token, teacher forcing"
 FULL_NAME = "full"
 """Name of no policy at all: the model's own cache."""
 
@@ -212,7 +211,7 @@ def document(result: SearchResult, candidate: Candidate, *, notes: tuple[tuple[s
         effective_bits=candidate.effective_bits,
         bytes_per_token=bytes_per_token(candidate.policy, model.layers),
         evidence=Evidence(
-            objective=OBJECTIVE,
+            objective=result.spec.objective.definition,
             calibration_prompts=(result.spec.sweep.prompts, result.sweep.prompts_digest),
             calibration_kl=candidate.calibration.kl,
             evaluation_prompts=(result.spec.evaluation_prompts, result.evaluation_digest) if evaluated else ("", ""),

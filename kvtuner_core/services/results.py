@@ -6,8 +6,9 @@ from functools import cache
 from pathlib import Path
 
 from kvtuner_core.domain.model import ModelInfo
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.runs import RunKind, RunRecord, RunStatus
-from kvtuner_core.domain.study import Candidate, SearchResult, SearchSpace, SweepResult
+from kvtuner_core.domain.study import Candidate, SearchResult, SearchSpace, SearchSpec, SweepResult
 from kvtuner_core.errors import InputError
 from kvtuner_core.services.workspace import DATA_FOLDER, Workspace
 from kvtuner_core.store import from_json, to_json
@@ -101,6 +102,11 @@ def load_search(ws: Workspace, run: str) -> SearchResult | None:
         return None
     text = ws.store.get_result(run)
     return None if text is None else from_json(SearchResult, text)
+
+
+def objective_of(record: RunRecord) -> Objective:
+    """What a search's record asks to minimise; the mean KL where it is no search."""
+    return from_json(SearchSpec, record.spec).objective if record.kind is RunKind.SEARCH else Objective.MEAN_KL
 
 
 def sweep_part(run: str) -> str:

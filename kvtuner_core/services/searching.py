@@ -50,11 +50,11 @@ def search(
     swept = yield from sweep(ws, spec.sweep, cancelled, run=None if run is None else sweep_part(run))
     report = yield from ensure_report(ws, spec.sweep.model, cancelled)
     started = time.perf_counter()
-    measurements = Measurements.of(ws, calibration, report, cancelled)
+    measurements = replace(Measurements.of(ws, calibration, report, cancelled), objective=spec.objective)
     uniform, found = yield from _search(measurements, spec, swept)
     searched = time.perf_counter()
-    checks = Measurements.of(ws, evaluation, report, cancelled)
-    uniform, front = yield from _evaluate(checks, uniform, pareto_front(found))
+    checks = replace(Measurements.of(ws, evaluation, report, cancelled), objective=spec.objective)
+    uniform, front = yield from _evaluate(checks, uniform, pareto_front(found, spec.objective))
     result = SearchResult(
         run=run or new_run_id(),
         spec=spec,
@@ -62,7 +62,7 @@ def search(
         candidates=found,
         front=front,
         baselines=uniform,
-        hypervolume=hypervolume(front),
+        hypervolume=hypervolume(front, spec.objective),
         provenance=stamped(report),
         seconds=(
             (SWEEP_STAGE, swept.seconds),
@@ -89,13 +89,13 @@ def _search(
     yield Progress(stage=SEARCH_STAGE, done=0, total=total, message=f"{len(swept.space.groups)} layer groups")
     for order, policy in enumerate(policies):
         uniform.append(_baseline(measurements, policy, order))
-        yield _candidate_progress(SEARCH_STAGE, uniform[-1], (order + 1, total), measurements.reused)
+        yield _candidate_progress(SEARCH_STAGE, uniform[-1], (order + 1, total), measurements)
     searcher = PolicySearch(spec, space=swept.space, profiles=swept.profiles, geometry=geometry)
     found: list[Candidate] = []
     for candidate in searcher.candidates(measurements):
         found.append(candidate)
         done = len(uniform) + len(found)
-        yield _candidate_progress(SEARCH_STAGE, candidate, (done, total), measurements.reused)
+        yield _candidate_progress(SEARCH_STAGE, candidate, (done, total), measurements)
     return tuple(uniform), tuple(found)
 
 
@@ -118,17 +118,21 @@ def _evaluate(
     yield Progress(stage=EVALUATION_STAGE, done=0, total=total, message="Front and baselines on evaluation prompts")
     for candidate in (*uniform, *front):
         scored.append(replace(candidate, evaluation=measurements.score(candidate.policy)))
-        yield _candidate_progress(EVALUATION_STAGE, scored[-1], (len(scored), total), measurements.reused)
+        yield _candidate_progress(EVALUATION_STAGE, scored[-1], (len(scored), total), measurements)
     return tuple(scored[: len(uniform)]), tuple(scored[len(uniform) :])
 
 
-def _candidate_progress(stage: str, candidate: Candidate, count: tuple[int, int], reused: int) -> Progress:
+def _candidate_progress(
+    stage: str, candidate: Candidate, count: tuple[int, int], measurements: Measurements
+) -> Progress:
     done, total = count
+    objective = measurements.objective
+    found = f"{objective.label} {candidate.value(objective).mean:.4g}"
     return Progress(
         stage=stage,
         done=done,
         total=total,
-        reused=min(reused, done),
-        message=f"{candidate.policy.name}: KL {candidate.kl.mean:.4g} at {candidate.effective_bits:.2f} effective bits",
+        reused=min(measurements.reused, done),
+        message=f"{candidate.policy.name}: {found} at {candidate.effective_bits:.2f} effective bits",
         event=candidate,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.runs import RunKind, RunStatus
 from kvtuner_core.domain.study import Candidate, SearchResult
 from kvtuner_core.services.results import list_runs, load_search
@@ -24,16 +25,18 @@ def checks(result: SearchResult) -> tuple[Check, ...]:
     return health_checks(result)
 
 
-def differ(one: Candidate, other: Candidate) -> bool:
-    """Whether two policies' KLs differ by more than chance, on evaluation prompts where both have them."""
+def differ(one: Candidate, other: Candidate, objective: Objective = Objective.MEAN_KL) -> bool:
+    """Whether two policies differ in the objective by more than chance, on evaluation prompts where both have them."""
     if one.evaluation and other.evaluation:
-        return distinguishable(one.evaluation, other.evaluation)
-    return distinguishable(one.calibration, other.calibration)
+        return distinguishable(one.evaluation, other.evaluation, objective=objective)
+    return distinguishable(one.calibration, other.calibration, objective=objective)
 
 
-def alike(picked: Candidate, others: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """The other candidates whose KL cannot be told from the picked one's, fewest bits first."""
-    same = (item for item in others if item.policy != picked.policy and not differ(picked, item))
+def alike(
+    picked: Candidate, others: Sequence[Candidate], objective: Objective = Objective.MEAN_KL
+) -> tuple[Candidate, ...]:
+    """The other candidates that cannot be told from the picked one in the objective, fewest bits first."""
+    same = (item for item in others if item.policy != picked.policy and not differ(picked, item, objective))
     return tuple(sorted(same, key=lambda item: item.effective_bits))
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 
-from kvtuner_core.domain.metrics import ErrorProfile, Interval, PolicyScore
+from kvtuner_core.domain.metrics import ErrorProfile, Interval, Measured, PolicyScore
 from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.provenance import Provenance
 from kvtuner_core.errors import StoreError
@@ -11,7 +11,9 @@ from kvtuner_core.store.codec import from_json, to_json
 from kvtuner_core.store.database import Database, Row
 from kvtuner_core.store.keys import Identity
 
-_SCORE = "kl, kl_low, kl_high, top1_agreement, nll_change, kl_per_prompt, tokens_per_prompt, cache_bytes, seconds"
+_SCORE = (
+    "kl, kl_low, kl_high, top1_agreement, nll_change, kl_per_prompt, tokens_per_prompt, cache_bytes, seconds, others"
+)
 _PROFILE = "layer, pair, key_error, value_error, score_error, output_error, kl"
 _PROVENANCE = "created, device, device_type, dtype, versions"
 
@@ -19,8 +21,9 @@ _PROVENANCE = "created, device, device_type, dtype, versions"
 class Measurements:
     """The tables ``scores`` and ``profiles``.
 
-    Putting the same identity twice keeps the first number: both measure the same thing. Infinite
-    values are kept as they are; a value that is not a number is refused.
+    Putting the same identity twice keeps the first numbers: both measure the same thing. Only the
+    objectives beside the mean KL are taken from the later score, for older scores have fewer.
+    Infinite values are kept as they are; a value that is not a number is refused.
     """
 
     def __init__(self, database: Database) -> None:
@@ -38,9 +41,11 @@ class Measurements:
             StoreError: If a number of it is NaN.
         """
         numbers = (score.kl.mean, score.kl.low, score.kl.high, score.top1_agreement, score.nll_change)
-        _check_numbers("score", (*numbers, *score.kl_per_prompt))
+        beside = [number for item in score.others for number in (item.interval.mean, *item.per_prompt)]
+        _check_numbers("score", (*numbers, *score.kl_per_prompt, *beside))
         values = [*numbers, list(score.kl_per_prompt), list(score.tokens_per_prompt), score.cache_bytes, score.seconds]
-        self._put("scores", identity, [*values, *_provenance_values(provenance)])
+        row = [*values, *_provenance_values(provenance), to_json(score.others)]
+        self._put("scores", identity, row, conflict="DO UPDATE SET others = excluded.others")
 
     def count_scores(self, keys: Iterable[str]) -> int:
         """How many of ``keys`` are stored; a key given twice counts once."""
@@ -79,10 +84,10 @@ class Measurements:
         pairs = from_json(tuple[tuple[str, str], ...], versions)
         return Provenance(created=created, device=device, device_type=device_type, dtype=dtype, versions=pairs)
 
-    def _put(self, table: str, identity: Identity, values: list[object]) -> None:
+    def _put(self, table: str, identity: Identity, values: list[object], *, conflict: str = "DO NOTHING") -> None:
         row = [identity.key, identity.text, *values]
         marks = ", ".join("?" for _ in row)
-        self._database.rows(f"INSERT INTO {table} VALUES ({marks}) ON CONFLICT DO NOTHING", row)  # noqa: S608 - as above
+        self._database.rows(f"INSERT INTO {table} VALUES ({marks}) ON CONFLICT {conflict}", row)  # noqa: S608 - as above
 
     def _count(self, table: str, keys: Iterable[str]) -> int:
         sql = f"SELECT count(*) FROM {table} WHERE key IN (SELECT unnest(?::VARCHAR[]))"  # noqa: S608 - as above
@@ -103,7 +108,7 @@ def _provenance_values(provenance: Provenance) -> list[object]:
 
 
 def _score(row: Row) -> PolicyScore:
-    mean, low, high, top1, nll, kls, tokens, cache_bytes, seconds = row
+    mean, low, high, top1, nll, kls, tokens, cache_bytes, seconds, others = row
     return PolicyScore(
         kl=Interval(mean=mean, low=low, high=high),
         top1_agreement=top1,
@@ -112,6 +117,7 @@ def _score(row: Row) -> PolicyScore:
         tokens_per_prompt=tuple(tokens),
         cache_bytes=cache_bytes,
         seconds=seconds,
+        others=from_json(tuple[Measured, ...], others) if others else (),
     )
 
 

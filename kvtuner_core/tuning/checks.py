@@ -9,6 +9,7 @@ import numpy as np
 
 from kvtuner_core.domain.memory import cache_bytes
 from kvtuner_core.domain.metrics import PolicyScore
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.study import Candidate, SearchResult
 from kvtuner_core.tuning.correlation import spearman
 
@@ -39,11 +40,11 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overfit:
-    """Calibration against evaluation prompts, over the front and the uniform policies.
+    """Calibration against evaluation prompts, over the front and the uniform policies, in the objective.
 
     Attributes:
-        rank_correlation: Spearman's between the two KLs; ``None`` where there are too few.
-        front_ratio: Median of evaluation KL / calibration KL over the front.
+        rank_correlation: Spearman's between the two; ``None`` where there are too few.
+        front_ratio: Median of evaluation / calibration over the front.
         uniform_ratio: The same over the uniform policies, which nothing was fitted to.
         beaten: Policies of the front that another one beats on evaluation prompts.
         front: Policies of the front.
@@ -64,40 +65,51 @@ class Overfit:
 
 
 def overfit(result: SearchResult) -> Overfit:
-    """How far the order and the size of the KLs change on prompts that the search did not see."""
-    pairs = [_both(item) for item in (*result.front, *result.baselines) if item.evaluation and not item.policy.is_full]
-    evaluated = [(item.effective_bits, item.kl.mean) for item in result.front]
+    """How far the order and the size of the losses change on prompts that the search did not see."""
+    objective = result.spec.objective
+    pairs = [
+        _both(item, objective)
+        for item in (*result.front, *result.baselines)
+        if item.evaluation and not item.policy.is_full
+    ]
+    evaluated = [(item.effective_bits, _both(item, objective)[1]) for item in result.front]
     return Overfit(
         rank_correlation=spearman([one for one, _ in pairs], [other for _, other in pairs]),
-        front_ratio=_ratio(result.front),
-        uniform_ratio=_ratio([item for item in result.baselines if not item.policy.is_full]),
+        front_ratio=_ratio(result.front, objective),
+        uniform_ratio=_ratio([item for item in result.baselines if not item.policy.is_full], objective),
         beaten=sum(
-            any(bits <= own[0] and kl <= own[1] and (bits, kl) != own for bits, kl in evaluated) for own in evaluated
+            any(bits <= own[0] and loss <= own[1] and (bits, loss) != own for bits, loss in evaluated)
+            for own in evaluated
         ),
         front=len(result.front),
     )
 
 
-def _both(item: Candidate) -> tuple[float, float]:
-    return item.calibration.kl.mean, item.kl.mean
+def _both(item: Candidate, objective: Objective) -> tuple[float, float]:
+    return item.loss(objective), objective.loss(item.value(objective).mean)
 
 
-def _ratio(items: Sequence[Candidate]) -> float | None:
-    ratios = [item.kl.mean / item.calibration.kl.mean for item in items if item.calibration.kl.mean > 0]
+def _ratio(items: Sequence[Candidate], objective: Objective) -> float | None:
+    pairs = [_both(item, objective) for item in items]
+    ratios = [seen / known for known, seen in pairs if known > 0]
     return median(ratios) if ratios else None
 
 
-def distinguishable(one: PolicyScore, other: PolicyScore, *, seed: int = 0) -> bool:
-    """Whether two policies differ in KL by more than the prompts could have made by chance.
+def distinguishable(
+    one: PolicyScore, other: PolicyScore, *, objective: Objective = Objective.MEAN_KL, seed: int = 0
+) -> bool:
+    """Whether two policies differ by more than the prompts could have made by chance.
 
     Both were scored on the same prompts, so the prompts are resampled together (2,000 times) and
     the 95% interval of the difference must leave out 0. Scores on other prompts are compared by
-    their own intervals: they must not overlap.
+    their own intervals: they must not overlap. Of an objective that is no mean over tokens, such as a
+    percentile, the values of the single prompts are compared.
     """
+    first, second = one.measured(objective), other.measured(objective)
     if one.tokens_per_prompt != other.tokens_per_prompt:
-        return one.kl.high < other.kl.low or other.kl.high < one.kl.low
+        return first.interval.high < second.interval.low or second.interval.high < first.interval.low
     weights = np.array(one.tokens_per_prompt, dtype=np.float64)
-    apart = (np.array(one.kl_per_prompt) - np.array(other.kl_per_prompt)) * weights
+    apart = (np.array(first.per_prompt) - np.array(second.per_prompt)) * weights
     if len(weights) < 2 or not np.isfinite(apart).all():
         return False
     drawn = np.random.default_rng(seed).integers(len(weights), size=(_RESAMPLES, len(weights)))
@@ -171,8 +183,9 @@ def _order(result: SearchResult) -> Check:
             name="overfit", good=False, text="Too few policies to compare calibration with evaluation prompts."
         )
     text = (
-        f"Rank correlation of calibration and evaluation KL {found.rank_correlation:.3f}; on prompts it did not see "
-        f"the front loses {found.front_ratio:.2f} times what it lost on those it saw (uniform policies "
+        f"Rank correlation of calibration and evaluation {result.spec.objective.label} "
+        f"{found.rank_correlation:.3f}; on prompts it did not see the front "
+        f"loses {found.front_ratio:.2f} times what it lost on those it saw (uniform policies "
         f"{found.uniform_ratio:.2f}); {found.beaten} of {found.front} policies are beaten there by another."
     )
     good = found.rank_correlation >= _SURE_ORDER and found.excess <= _OVERFIT

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.study import Candidate, SearchResult
 from kvtuner_core.tuning.front import dominated_share, hypervolume
 from kvtuner_core.tuning.prediction import regret
@@ -19,10 +20,11 @@ class SolverRow:
         evaluations: Policies it scored.
         seconds: Seconds that scoring them takes, measured once where several runs shared a score.
         front: Policies on its front.
-        hypervolume: Of calibration KLs, below 16 bits and 10 nats, as a share (0 to 1).
+        hypervolume: Of calibration losses, below 16 bits and the objective's worst (10 nats for the
+            KL), as a share (0 to 1).
         at_equal: The same after as many evaluations as the shortest of the compared runs of
             iterative solvers had; of a run that ended earlier, at its end.
-        unseen: Hypervolume of its front in KLs of evaluation prompts.
+        unseen: Hypervolume of its front in losses on evaluation prompts.
         regret: Hypervolume that its refitted surrogate says it did not reach.
     """
 
@@ -48,7 +50,7 @@ def _identity(result: SearchResult) -> tuple[object, ...]:
     measured = (sweep.model.fingerprint, sweep.prompts_digest, result.evaluation_digest, spec.sweep.scheme)
     cut = (spec.sweep.prefix_tokens, spec.sweep.suffix_tokens, spec.evaluation_suffix_tokens)
     where = (result.provenance.device_type, result.provenance.dtype)
-    return (*measured, *cut, *where, spec.max_bits, spec.constraints)
+    return (*measured, *cut, *where, spec.max_bits, spec.constraints, spec.objective)
 
 
 def compare(results: Sequence[SearchResult]) -> tuple[SolverRow, ...]:
@@ -68,11 +70,12 @@ def _row(result: SearchResult, equal: int) -> SolverRow:
         seconds=sum(item.calibration.seconds for item in result.candidates),
         front=len(result.front),
         hypervolume=result.hypervolume,
-        at_equal=hypervolume(result.candidates[:equal]),
-        unseen=_unseen(result.front),
+        at_equal=hypervolume(result.candidates[:equal], result.spec.objective),
+        unseen=_unseen(result.front, result.spec.objective),
         regret=regret(result).regret,
     )
 
 
-def _unseen(front: Iterable[Candidate]) -> float:
-    return dominated_share((item.effective_bits, item.kl.mean) for item in front)
+def _unseen(front: Iterable[Candidate], objective: Objective) -> float:
+    points = ((item.effective_bits, objective.loss(item.value(objective).mean)) for item in front)
+    return dominated_share(points, worst=objective.worst)

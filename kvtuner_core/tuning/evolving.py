@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.tuning.asking import Asking
 from kvtuner_core.tuning.choices import Choice, Choices
 
@@ -23,6 +24,7 @@ def evolving_asking(
     seed: int,
     warm: Sequence[Choice] = (),
     decomposed: bool = False,
+    objective: Objective = Objective.MEAN_KL,
 ) -> Asking:
     """Generations of policies, each bred from those before it.
 
@@ -35,6 +37,7 @@ def evolving_asking(
         warm: Choices that the first generation begins with, such as points of the additive front;
             the extremes and the uniform policies follow, then random ones.
         decomposed: Whether MOEA/D runs in place of NSGA-II.
+        objective: What is minimised beside the bits.
     """
     from kvtuner_core.tuning.evolution import Evolution
 
@@ -55,7 +58,7 @@ def evolving_asking(
                 break
         told = yield tuple(choices.policy(choice) for choice in generation)
         if len(seen) < evaluations:
-            scores = [(item.effective_bits, item.calibration.kl.mean) for item in told]
+            scores = [(item.effective_bits, item.loss(objective)) for item in told]
             evolution.tell([(choice, *score) for choice, score in zip(generation, scores, strict=True)])
 
 

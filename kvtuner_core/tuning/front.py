@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.study import Candidate, CandidateOrigin
 
 REFERENCE_BITS = 16.0
@@ -15,44 +16,40 @@ KL_FLOOR = 1e-6
 """Nats per token added to every KL before its logarithm, so that 0 has one."""
 
 
-def calibration_kl(candidate: Candidate) -> float:
-    """The KL the search saw, in nats per token; infinity where it is not a number."""
-    value = candidate.calibration.kl.mean
-    return math.inf if math.isnan(value) else value
-
-
-def pareto_front(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+def pareto_front(candidates: Iterable[Candidate], objective: Objective = Objective.MEAN_KL) -> tuple[Candidate, ...]:
     """The searched candidates that no other one dominates, fewest effective bits first.
 
-    Both effective bits and calibration KL are minimised. Of candidates equal in both the one that
-    was evaluated first stays; baselines and infinite KLs take no part.
+    Both effective bits and the objective's calibration loss are minimised. Of candidates equal in
+    both the one that was evaluated first stays; baselines and infinite losses take no part.
     """
-    searched = [c for c in candidates if c.origin is CandidateOrigin.SEARCH and math.isfinite(calibration_kl(c))]
-    searched.sort(key=lambda c: (c.effective_bits, calibration_kl(c), c.order))
+    searched = [c for c in candidates if c.origin is CandidateOrigin.SEARCH and math.isfinite(c.loss(objective))]
+    searched.sort(key=lambda c: (c.effective_bits, c.loss(objective), c.order))
     front: list[Candidate] = []
     for candidate in searched:
-        if not front or calibration_kl(candidate) < calibration_kl(front[-1]):
+        if not front or candidate.loss(objective) < front[-1].loss(objective):
             front.append(candidate)
     return tuple(front)
 
 
-def hypervolume(candidates: Iterable[Candidate]) -> float:
+def hypervolume(candidates: Iterable[Candidate], objective: Objective = Objective.MEAN_KL) -> float:
     """Share of the plane that the searched candidates dominate, 0 to 1.
 
-    The plane spans effective bits from 0 to 16 and log10 of (1e-6 + KL) from KL 0 to 10 nats; a
-    candidate dominates all of it that has no fewer bits and no smaller KL.
+    The plane spans effective bits from 0 to 16 and log10 of (1e-6 + loss) from a loss of 0 to the
+    objective's worst, 10 nats for the KL; a candidate dominates all of it that has no fewer bits
+    and no smaller loss. Losses below 0 count as 0.
     """
-    return dominated_share((c.effective_bits, calibration_kl(c)) for c in pareto_front(candidates))
+    points = ((c.effective_bits, c.loss(objective)) for c in pareto_front(candidates, objective))
+    return dominated_share(points, worst=objective.worst)
 
 
-def dominated_share(points: Iterable[tuple[float, float]]) -> float:
-    """`hypervolume` of plain points of (effective bits, KL in nats per token)."""
-    top = math.log10(KL_FLOOR + REFERENCE_KL)
+def dominated_share(points: Iterable[tuple[float, float]], *, worst: float = REFERENCE_KL) -> float:
+    """`hypervolume` of plain points of (effective bits, loss in the objective's unit)."""
+    top = math.log10(KL_FLOOR + worst)
     bottom = math.log10(KL_FLOOR)
     area = 0.0
     lowest = top
     for bits, kl in sorted(points):
-        if not (bits < REFERENCE_BITS and kl < REFERENCE_KL):
+        if not (bits < REFERENCE_BITS and kl < worst):
             continue
         height = math.log10(KL_FLOOR + max(0.0, kl))
         if height < lowest:

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.study import Candidate
 from kvtuner_core.tuning.additive import AdditiveProblem, additive_front
 from kvtuner_core.tuning.asking import Asking
 from kvtuner_core.tuning.choices import Choice, Choices
-from kvtuner_core.tuning.front import calibration_kl
 from kvtuner_core.tuning.spread import Point, spread
 from kvtuner_core.tuning.surrogate import Surrogate
 
@@ -27,7 +27,7 @@ _SMALLEST_BATCH = 4
 _DRAWS = 12
 
 Predicted = tuple[Choice, float, float]
-"""A choice with its effective bits and its predicted KL."""
+"""A choice with its effective bits and its predicted loss."""
 
 
 def surrogate_front(choices: Choices, model: Surrogate) -> tuple[Predicted, ...]:
@@ -59,7 +59,7 @@ def guided_asking(choices: Choices, model: Surrogate, *, evaluations: int, seed:
 
     Args:
         choices: Every policy that is allowed.
-        model: The additive model.
+        model: The additive model of the objective.
         evaluations: Evaluations it may ask for, in all; batches follow from it.
         seed: Seed of the drawn models.
     """
@@ -67,7 +67,7 @@ def guided_asking(choices: Choices, model: Surrogate, *, evaluations: int, seed:
     size = max(_SMALLEST_BATCH, evaluations // _BATCHES)
     first = max(size, min(evaluations // _FIRST_SHARE, _FIRST_MOST))
     start = spread_start(choices, model, most=first)
-    known = _Known()
+    known = _Known(model.objective)
     batch = tuple(choices.policy(choice) for choice in start)
     while batch:
         known.take((yield batch))
@@ -77,19 +77,20 @@ def guided_asking(choices: Choices, model: Surrogate, *, evaluations: int, seed:
 class _Known:
     """What was evaluated so far."""
 
-    def __init__(self) -> None:
-        self.kls: dict[KVPolicy, float] = {}
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+        self.losses: dict[KVPolicy, float] = {}
         self.points: list[Point] = []
 
     def take(self, told: Sequence[Candidate]) -> None:
         """Take in a batch."""
         for candidate in told:
-            self.kls[candidate.policy] = calibration_kl(candidate)
-            self.points.append((candidate.effective_bits, calibration_kl(candidate)))
+            self.losses[candidate.policy] = candidate.loss(self._objective)
+            self.points.append((candidate.effective_bits, self.losses[candidate.policy]))
 
     def observed(self) -> list[tuple[KVPolicy, float]]:
-        """Policies and KLs, in the order of evaluation."""
-        return list(self.kls.items())
+        """Policies and losses, in the order of evaluation."""
+        return list(self.losses.items())
 
 
 def _next(
@@ -107,7 +108,7 @@ def _unseen(choices: Choices, model: Surrogate, known: _Known, *, size: int) -> 
     new = [
         (policy, (bits, kl))
         for choice, bits, kl in surrogate_front(choices, model)
-        if (policy := choices.policy(choice)) not in known.kls
+        if (policy := choices.policy(choice)) not in known.losses
     ]
     picked = spread([point for _, point in new], known.points, most=size)
     return tuple(new[index][0] for index in picked)

@@ -12,7 +12,7 @@ from kvtuner_core.errors import InputError
 from kvtuner_core.tuning.choices import Choices
 from kvtuner_core.tuning.constraints import constrained, layer_space
 from kvtuner_core.tuning.correlation import spearman
-from kvtuner_core.tuning.front import calibration_kl, dominated_share
+from kvtuner_core.tuning.front import dominated_share
 from kvtuner_core.tuning.guided import surrogate_front
 from kvtuner_core.tuning.spread import Point
 from kvtuner_core.tuning.surrogate import Surrogate
@@ -23,12 +23,12 @@ MOST_ENUMERATED = 500_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """Measured KL against the sum of isolated KLs, on calibration prompts.
+    """The measured objective against the sum of isolated KLs, on calibration prompts.
 
     Attributes:
         candidates: The policies of which every pair was swept; searched ones first, then baselines.
         predicted: Their additive prediction, nats per token.
-        measured: Their measured KL, nats per token.
+        measured: Their measured loss, in the objective's unit.
         rank_correlation: Spearman's, over all of them; ``None`` where there are too few.
         ratio: Median of measured / predicted; 1 means that layers do not interact on balance.
     """
@@ -42,14 +42,15 @@ class Prediction:
 
 def prediction(result: SearchResult) -> Prediction:
     """The additive prediction of everything that a search evaluated."""
+    objective = result.spec.objective
     model = Surrogate.additive(result.sweep.profiles)
     known = tuple(
         item
         for item in (*result.candidates, *result.baselines)
-        if model.knows(item.policy) and not item.policy.is_full and math.isfinite(calibration_kl(item))
+        if model.knows(item.policy) and not item.policy.is_full and math.isfinite(item.loss(objective))
     )
     predicted = tuple(model.predict(item.policy) for item in known)
-    measured = tuple(calibration_kl(item) for item in known)
+    measured = tuple(item.loss(objective) for item in known)
     ratios = [true / sums for true, sums in zip(measured, predicted, strict=True) if sums > 0]
     return Prediction(
         candidates=known,
@@ -82,9 +83,10 @@ class Regret:
 
 def regret(result: SearchResult) -> Regret:
     """The regret of a search under the model refitted to all that it evaluated, within its bounds."""
-    model = Surrogate.additive(result.sweep.profiles)
+    objective = result.spec.objective
+    model = Surrogate.additive(result.sweep.profiles, objective)
     seen = [item for item in result.candidates if model.knows(item.policy)]
-    model = model.corrected([(item.policy, calibration_kl(item)) for item in seen])
+    model = model.corrected([(item.policy, item.loss(objective)) for item in seen])
     choices = Choices(
         constrained(layer_space(result.sweep.space), result.spec.constraints),
         result.spec.sweep.scheme,
@@ -93,8 +95,12 @@ def regret(result: SearchResult) -> Regret:
         max_pairs=result.spec.constraints.max_pairs,
     )
     return Regret(
-        best=dominated_share((bits, kl) for _, bits, kl in surrogate_front(choices, model)),
-        found=dominated_share((item.effective_bits, model.predict(item.policy)) for item in seen),
+        best=dominated_share(
+            ((bits, loss) for _, bits, loss in surrogate_front(choices, model)), worst=objective.worst
+        ),
+        found=dominated_share(
+            ((item.effective_bits, model.predict(item.policy)) for item in seen), worst=objective.worst
+        ),
         configurations=sum(math.log10(size) for size in choices.sizes),
     )
 

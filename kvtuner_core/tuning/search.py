@@ -26,7 +26,7 @@ _WARM_SHARE = 2
 
 
 class PolicySearch:
-    """A seeded search; minimises effective bits and the mean calibration KL.
+    """A seeded search; minimises effective bits and the objective on the calibration prompts.
 
     A space with no more policies than evaluations is enumerated, whichever strategy would choose
     from it. Given the same scores the same policies are asked for in the same order, so an
@@ -61,7 +61,7 @@ class PolicySearch:
                 raise InputError(f"{name} must be a whole number from {least}; got {value!r}.")
         self.spec = spec
         self.geometry = geometry
-        self.model = Surrogate.additive(profiles)
+        self.model = Surrogate.additive(profiles, spec.objective)
         self.choices = Choices(
             constrained(_SPACES.get(spec.strategy, layer_space)(space), spec.constraints),
             spec.sweep.scheme,
@@ -146,6 +146,7 @@ def _evolve(search: PolicySearch, *, warm: bool = False, decomposed: bool = Fals
         seed=spec.sweep.seed,
         warm=spread_start(search.choices, search.model, most=most) if warm else (),
         decomposed=decomposed,
+        objective=spec.objective,
     )
 
 

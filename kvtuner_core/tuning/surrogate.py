@@ -6,17 +6,21 @@ the sum of a part of its own, one of its pair, one of its layer and one that all
 regression finds the smallest such parts that explain the true KLs in proportion; how much each part
 may move is a prior, how far evaluations are trusted is chosen by leaving each of them out in turn.
 The corrected model is still a sum, so its front is still solved exactly.
+
+Another objective than the mean KL is modelled by the same isolated KLs, first brought to its scale by
+the median ratio of measured to predicted, then corrected in the same way.
 """
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvtuner_core.domain.metrics import ErrorProfile
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.tuning.additive import LARGEST_LOSS
@@ -27,9 +31,10 @@ _SMALLEST_FACTOR = 0.1
 _PRIOR = MappingProxyType({"cell": 0.35, "pair": 0.25, "layer": 0.25, "all": 0.5})
 _NOISES = (0.02, 0.05, 0.1, 0.2, 0.4)
 _MOST_OBSERVED = 800
+_SMALLEST_SHARE = 0.1
 
 Observation = tuple[KVPolicy, float]
-"""A policy and its true KL in nats per token."""
+"""A policy and its true loss: the KL in nats per token, or another objective's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,15 +45,17 @@ class Surrogate:
         pairs: The pairs, most bits first.
         isolated: Measured KL of one layer quantised alone, ``[layers, pairs]``, nats per token.
         factors: What true evaluations multiply it by, ``[layers, pairs]``.
+        objective: What the true evaluations measure.
     """
 
     pairs: tuple[PrecisionPair, ...]
     isolated: NDArray[np.float64]
     factors: NDArray[np.float64]
+    objective: Objective = Objective.MEAN_KL
 
     @classmethod
-    def additive(cls, profiles: Sequence[ErrorProfile]) -> "Surrogate":
-        """The uncorrected model.
+    def additive(cls, profiles: Sequence[ErrorProfile], objective: Objective = Objective.MEAN_KL) -> "Surrogate":
+        """The uncorrected model: of any objective, the isolated KLs.
 
         Raises:
             InputError: Unless every layer has a profile of every pair.
@@ -56,7 +63,7 @@ class Surrogate:
         tables = by_layer(profiles)
         pairs = widest_first(tables[0])
         isolated = np.array([[_bounded(table[pair].kl) for pair in pairs] for table in tables])
-        return cls(pairs=pairs, isolated=isolated, factors=np.ones_like(isolated))
+        return cls(pairs=pairs, isolated=isolated, factors=np.ones_like(isolated), objective=objective)
 
     def loss(self, layers: Iterable[int], pair: PrecisionPair) -> float:
         """Predicted KL of some layers under ``pair``, everything else in full precision; 0 for K16V16."""
@@ -78,7 +85,7 @@ class Surrogate:
         """The model refitted to true evaluations; those that are not finite or not known are left out.
 
         Args:
-            observed: Policies and their true KLs.
+            observed: Policies and their true losses.
             rng: Where given, one draw from the posterior in place of its mean: plausible given the
                 evaluations, and different where they say little.
         """
@@ -86,6 +93,9 @@ class Surrogate:
         usable = [item for item in usable if not item[0].is_full][-_MOST_OBSERVED:]
         if not usable:
             return self
+        return self._scaled(usable)._fitted(usable, rng)
+
+    def _fitted(self, usable: Sequence[Observation], rng: np.random.Generator | None) -> "Surrogate":
         shares, targets = self._shares(usable)
         design = self._design(shares)
         noise = _chosen_noise(design, targets)
@@ -95,20 +105,33 @@ class Surrogate:
             drawn = rng.standard_normal(design.shape[1])
             wrong = noise * rng.standard_normal(len(targets))
             weights = drawn + _ridge(design, targets - design @ drawn - wrong, noise)
-        return Surrogate(pairs=self.pairs, isolated=self.isolated, factors=self._factors(weights))
+        return replace(self, factors=self._factors(weights))
+
+    def _scaled(self, observed: Sequence[Observation]) -> "Surrogate":
+        if self.objective is Objective.MEAN_KL:
+            return self
+        sums = [(loss, self.predict(policy)) for policy, loss in observed]
+        ratios = [loss / predicted for loss, predicted in sums if loss > 0 and predicted > 0]
+        return replace(self, isolated=self.isolated * float(np.median(ratios))) if ratios else self
 
     def _shares(self, observed: Sequence[Observation]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Each cell's part of each true KL ``[n, layers, pairs]``, and what the sum leaves unexplained."""
         shares = np.zeros((len(observed), *self.isolated.shape))
         targets = np.zeros(len(observed))
-        for row, (policy, kl) in enumerate(observed):
-            true = max(kl, _FLOOR)
+        for row, (policy, loss) in enumerate(observed):
+            true = max(loss, self._least(policy))
             for index, layer in enumerate(policy.layers):
                 if layer.pair in self.pairs:
                     column = self.pairs.index(layer.pair)
                     shares[row, index, column] = self.isolated[index, column] / true
             targets[row] = 1.0 - shares[row].sum()
         return shares, targets
+
+    def _least(self, policy: KVPolicy) -> float:
+        """The smallest loss that a share is taken of: a change of likelihood may be negative by chance."""
+        if self.objective is Objective.MEAN_KL:
+            return _FLOOR
+        return max(_FLOOR, _SMALLEST_SHARE * self.predict(policy))
 
     def _design(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
         count = len(shares)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.study import Candidate, SearchResult
 from kvtuner_core.errors import InputError
 from kvtuner_core.services.picking import Budget, pick
@@ -16,18 +17,26 @@ class Step:
         bits: Most effective bits.
         searched: Best policy of the front.
         uniform: Best uniform policy that was measured, or ``None`` where none is so narrow.
+        objective: What they are judged by.
     """
 
     bits: float
     searched: Candidate
     uniform: Candidate | None
+    objective: Objective = Objective.MEAN_KL
 
     @property
     def less(self) -> float | None:
-        """By which share the searched KL is below the uniform one; ``None`` where there is nothing to compare."""
-        if self.uniform is None or self.uniform.kl.mean <= 0:
+        """By which share the searched loss is below the uniform one; ``None`` where there is nothing to compare."""
+        if self.uniform is None:
             return None
-        return 1 - self.searched.kl.mean / self.uniform.kl.mean
+        searched, uniform = (loss(item, self.objective) for item in (self.searched, self.uniform))
+        return 1 - searched / uniform if uniform > 0 else None
+
+
+def loss(item: Candidate, objective: Objective) -> float:
+    """What a policy is judged by: the objective on evaluation prompts where there is one."""
+    return objective.loss(item.value(objective).mean)
 
 
 def steps(result: SearchResult) -> tuple[Step, ...]:
@@ -39,14 +48,15 @@ def steps(result: SearchResult) -> tuple[Step, ...]:
     for most in range(math.ceil(min(bits)), math.ceil(max(bits)) + 1):
         searched = within(result, most)
         if searched is not None:
-            found.append(Step(bits=most, searched=searched, uniform=best_uniform(result, most)))
+            uniform = best_uniform(result, most)
+            found.append(Step(bits=most, searched=searched, uniform=uniform, objective=result.spec.objective))
     return tuple(found)
 
 
 def best_uniform(result: SearchResult, bits: float) -> Candidate | None:
-    """The uniform policy with the lowest KL within some effective bits, or ``None``."""
+    """The uniform policy with the lowest loss within some effective bits, or ``None``."""
     fitting = [item for item in result.baselines if item.effective_bits <= bits]
-    return min(fitting, key=lambda item: item.kl.mean, default=None)
+    return min(fitting, key=lambda item: loss(item, result.spec.objective), default=None)
 
 
 def within(result: SearchResult, bits: float) -> Candidate | None:

@@ -6,11 +6,12 @@ from typing import Any
 import streamlit as st
 
 from kvtuner_core.domain.memory import cache_bytes
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.precision import FULL_PAIR
 from kvtuner_core.domain.study import Candidate, CandidateOrigin, SearchResult
 from kvtuner_core.services import picking, policies, trust
-from pages.components import charts
+from pages.components import charts, headlines
 from pages.components.wording import GIB, gib, nats, share
 
 SNIPPET = """from kvtuner_core import load_policy
@@ -39,10 +40,10 @@ def name(candidate: Candidate) -> str:
 
 def labels(result: SearchResult) -> dict[str, str]:
     """One line for each offered policy, no two alike."""
-    lines = {}
+    lines, objective = {}, result.spec.objective
     for key, item in offered(result).items():
         bits = "" if item.origin is CandidateOrigin.SEARCH else f" · {item.effective_bits:.2f} bits"
-        lines[key] = f"{name(item)}{bits} · KL {nats(item.kl.mean)}"
+        lines[key] = f"{name(item)}{bits} · {objective.label} {nats(item.value(objective).mean)}"
     return lines
 
 
@@ -51,10 +52,14 @@ def numbers(candidate: Candidate, result: SearchResult, *, batch: int, context: 
     score = candidate.evaluation or candidate.calibration
     full = _full_gib(result, batch=batch, context=context)
     size = picking.candidate_gib(result, candidate, batch=batch, context=context)
+    objective = result.spec.objective
+    value = float(f"{score.interval(objective).mean:.4g}")
+    own = {} if objective is Objective.MEAN_KL else {objective.with_unit: value}
     return {
         "Policy": name(candidate),
         "Effective bits": round(candidate.effective_bits, 3),
         "Nominal bits": round(candidate.nominal_bits, 3),
+        **own,
         "KL (nats/token)": float(f"{score.kl.mean:.4g}"),
         "95% interval": f"{nats(score.kl.low)} to {nats(score.kl.high)}",
         "KL, calibration": float(f"{candidate.calibration.kl.mean:.4g}"),
@@ -74,16 +79,18 @@ def _full_gib(result: SearchResult, *, batch: int, context: int) -> float:
 def headline(candidate: Candidate, result: SearchResult, *, batch: int, context: int) -> None:
     """The numbers of one policy as metrics."""
     score = candidate.evaluation or candidate.calibration
+    objective = result.spec.objective
+    value = score.interval(objective)
     size = picking.candidate_gib(result, candidate, batch=batch, context=context)
     full = _full_gib(result, batch=batch, context=context)
     seen = "evaluation prompts" if candidate.evaluation else "calibration prompts"
     first, second = st.columns(2), st.columns(2)
     with first[0]:
         charts.fact(
-            "KL, nats per token",
-            nats(score.kl.mean),
-            f"95%: {nats(score.kl.low)} to {nats(score.kl.high)}",
-            help=f"Kullback-Leibler divergence from full precision on {seen}; 0 is full precision.",
+            f"{objective.label}, {objective.unit}",
+            nats(value.mean),
+            f"95%: {nats(value.low)} to {nats(value.high)}",
+            help=f"What the search minimised, on {seen}: {objective.definition}. 0 is full precision.",
         )
     with first[1]:
         charts.fact(
@@ -113,14 +120,19 @@ def against_uniform(picked: Candidate, result: SearchResult, budget: picking.Bud
     uniform = [item for item in result.baselines if _fits(item, result, budget)]
     if not uniform:
         return "No uniform policy that was measured fits this budget."
-    best = min(uniform, key=lambda item: item.kl.mean)
+    objective = result.spec.objective
+    best = min(uniform, key=lambda item: headlines.loss(item, objective))
+    lost, least = headlines.loss(picked, objective), headlines.loss(best, objective)
     label = f"{name(best)} ({best.effective_bits:.2f} bits)"
-    if best.kl.mean <= picked.kl.mean:
-        return f"Uniform does as well here: {label} has KL {nats(best.kl.mean)}."
-    if not trust.differ(best, picked):
-        return f"Not distinguishable from the best uniform policy that fits: {label}, KL {nats(best.kl.mean)}."
-    less = 1 - picked.kl.mean / best.kl.mean
-    return f"KL is {100 * less:.0f}% below the best uniform policy that fits: {label}, {nats(best.kl.mean)}."
+    has = f"{objective.label} {nats(best.value(objective).mean)}"
+    if least <= lost:
+        return f"Uniform does as well here: {label} has {has}."
+    if not trust.differ(best, picked, objective):
+        return f"Not distinguishable from the best uniform policy that fits: {label}, {has}."
+    return (
+        f"{objective.label} is {100 * (1 - lost / least):.0f}% below the best uniform policy that fits: {label}, "
+        f"{nats(best.value(objective).mean)}."
+    )
 
 
 def _fits(candidate: Candidate, result: SearchResult, budget: picking.Budget) -> bool:

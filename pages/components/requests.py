@@ -230,6 +230,7 @@ def search_spec() -> SearchSpec:
     effort, bound, judged = st.columns(3, gap="large")
     with effort:
         strategy = strategies.strategy()
+        objective = strategies.objective()
         evaluations = st.number_input(
             "Evaluations",
             1,
@@ -259,6 +260,7 @@ def search_spec() -> SearchSpec:
         evaluation_suffix_tokens=cut.suffix,
         strategy=strategy,
         constraints=constraints,
+        objective=objective,
     )
 
 

@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.strategy import Constraints, LayerPair, SearchStrategy
 from kvtuner_core.domain.study import SearchSpec
 from pages.components import address
@@ -25,6 +26,12 @@ NAMES = {
 def strategy() -> SearchStrategy:
     """Ask how policies are chosen."""
     return SearchStrategy(address.choose("Strategy", NAMES, name="strategy", page="form", default="auto"))
+
+
+def objective() -> Objective:
+    """Ask what is minimised beside the bits."""
+    named = {item.value: item.with_unit for item in Objective}
+    return Objective(address.choose("Minimise", named, name="objective", page="form", default="mean-kl"))
 
 
 def population(chosen: SearchStrategy, default: SearchSpec) -> int:

@@ -41,17 +41,17 @@ def _prediction(result: SearchResult) -> None:
         figures.prediction_figure(info, dark=charts.is_dark()),
         info.rows(),
         key="prediction",
-        alt="Measured KL of each policy against the sum of the isolated KLs of its layers",
+        alt=f"Measured {info.objective.label} of each policy against the sum of the isolated KLs of its layers",
     )
 
 
 def _solvers(result: SearchResult) -> None:
     found = trust.comparable(workspace(), result)
-    info = figures.solvers_info(found)
+    info, objective = figures.solvers_info(found), result.spec.objective
     st.caption(
         f"{count(len(found), 'search')} of this model, these prompts, this scheme and these bounds. Hypervolume: share "
-        f"of the plane below {trust.REFERENCE_BITS:g} bits and {trust.REFERENCE_KL:g} nats that the front dominates. "
-        "Regret: what of it the refitted additive model says was not reached."
+        f"of the plane below {trust.REFERENCE_BITS:g} bits and {objective.worst:g} {objective.unit} that the front "
+        "dominates. Regret: what of it the refitted additive model says was not reached."
     )
     charts.table(info.rows(), key="solvers-beside")
     if len(found) == 1:
@@ -61,14 +61,14 @@ def _solvers(result: SearchResult) -> None:
         figures.solvers_figure(info, dark=charts.is_dark()),
         info.front_rows(),
         key="solvers",
-        alt="KL on evaluation prompts against effective bits, a line per strategy",
+        alt=f"{objective.label} on evaluation prompts against effective bits, a line per strategy",
     )
 
 
 def same_as(picked: Candidate, result: SearchResult) -> str:
     """The narrowest searched policy that cannot be told from the picked one, in one sentence, or empty."""
     narrower = [item for item in result.front if item.effective_bits < picked.effective_bits]
-    same = trust.alike(picked, narrower)
+    same = trust.alike(picked, narrower, result.spec.objective)
     if not same:
         return ""
     return f"On these prompts it is not distinguishable from {policies.name(same[0])}, the narrowest of {len(same)}."

@@ -2,13 +2,17 @@ from dataclasses import replace
 
 import pytest
 
+from kvtuner_core.domain.objective import Objective
+from kvtuner_core.domain.strategy import SearchStrategy
 from kvtuner_core.domain.study import Candidate, CandidateOrigin, SearchResult
 from kvtuner_core.errors import CancelledError, InputError, PromptError
+from kvtuner_core.services.policies import document
 from kvtuner_core.services.results import load_search, load_sweep
 from kvtuner_core.services.searching import search
 from kvtuner_core.services.studies import search_record
 from kvtuner_core.services.work import run_here
 from kvtuner_core.store import from_json, to_json
+from kvtuner_core.tuning import pareto_front
 from tests.fakes.compute import Killed
 from tests.services.drive import drive
 
@@ -58,6 +62,38 @@ def test_the_same_search_again_measures_nothing(ws, search_spec):
     assert len(ws.compute.tasks) == done
     assert (second.front, second.candidates) == (first.front, first.candidates)
     assert seen[-1].reused == seen[-1].done
+
+
+@pytest.mark.parametrize("strategy", [SearchStrategy.AUTO, SearchStrategy.NSGA2_LAYERS])
+@pytest.mark.parametrize("objective", [Objective.P95_KL, Objective.NLL_CHANGE, Objective.TOP1_DISAGREEMENT])
+def test_the_front_is_that_of_the_objective(ws, search_spec, objective, strategy):
+    _, result = drive(search(ws, replace(search_spec, objective=objective, strategy=strategy)))
+    assert pareto_front(result.candidates, objective)
+    assert [item.policy for item in result.front] == [
+        item.policy for item in pareto_front(result.candidates, objective)
+    ]
+    losses = [item.loss(objective) for item in result.front]
+    assert losses == sorted(losses, reverse=True)
+    assert all(item.evaluation.measures(objective) for item in (*result.front, *result.baselines))
+    assert document(result, result.front[0]).evidence.objective == objective.definition
+    assert from_json(SearchResult, to_json(result)) == result
+
+
+def test_a_stored_score_without_the_objective_is_measured_again(ws, search_spec):
+    drive(search(ws, replace(search_spec, strategy=SearchStrategy.UNIFORM)))
+    done = ws.compute.scores
+    ws.store._database.rows("UPDATE scores SET others = NULL")
+    _, same = drive(search(ws, replace(search_spec, strategy=SearchStrategy.UNIFORM)))
+    assert ws.compute.scores == done
+    wanted = replace(search_spec, strategy=SearchStrategy.UNIFORM, objective=Objective.P95_KL)
+    _, again = drive(search(ws, wanted))
+    calibrated = {item.policy for item in (*again.candidates, *again.baselines)}
+    evaluated = {item.policy for item in (*again.front, *again.baselines)}
+    assert ws.compute.scores - done == len(calibrated) + len(evaluated)
+    done = ws.compute.scores
+    assert [item.calibration.kl for item in again.candidates] == [item.calibration.kl for item in same.candidates]
+    drive(search(ws, wanted))
+    assert ws.compute.scores == done
 
 
 def test_a_search_that_died_goes_on_where_it_stopped(open_workspace, search_spec):

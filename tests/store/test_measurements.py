@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from kvtuner_core.domain.metrics import Interval
+from kvtuner_core.domain.metrics import Interval, Measured
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.scheme import QuantScheme
@@ -45,6 +46,15 @@ def test_the_first_number_under_a_key_stays(store):
     assert store.get_score(SCORES[0].key) == score(0.1)
 
 
+def test_objectives_that_an_older_score_lacks_are_added_to_it(store):
+    tail = Measured(
+        objective=Objective.P95_KL, interval=Interval(mean=0.5, low=0.4, high=0.6), per_prompt=(0.5, 0.4, math.inf)
+    )
+    store.put_score(SCORES[0], score(0.1), PROVENANCE)
+    store.put_score(SCORES[0], replace(score(0.2), others=(tail,)), PROVENANCE)
+    assert store.get_score(SCORES[0].key) == replace(score(0.1), others=(tail,))
+
+
 def test_counting_asks_once_for_all_keys(store):
     for identity in SCORES[:2]:
         store.put_score(identity, score(), PROVENANCE)
@@ -61,6 +71,14 @@ def test_counting_asks_once_for_all_keys(store):
         replace(score(), nll_change=math.nan),
         replace(score(), kl_per_prompt=(0.1, math.nan, 0.1)),
         replace(score(), kl=Interval(mean=math.nan, low=0.0, high=1.0)),
+        replace(
+            score(),
+            others=(
+                Measured(
+                    objective=Objective.NLL_CHANGE, interval=Interval(mean=0, low=0, high=0), per_prompt=(math.nan,)
+                ),
+            ),
+        ),
     ],
 )
 def test_a_score_that_is_not_a_number_is_refused(store, broken):

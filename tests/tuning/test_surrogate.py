@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.tuning.correlation import spearman
 from kvtuner_core.tuning.surrogate import Surrogate
@@ -71,3 +72,25 @@ def test_draws_differ_where_little_was_seen_and_agree_with_what_was():
     assert np.array_equal(drawn[0].factors, drawn[1].factors)
     assert not np.allclose(drawn[0].factors, drawn[2].factors)
     assert _error(drawn[2], [policy for policy, _ in seen]) < _error(MODEL, [policy for policy, _ in seen])
+
+
+@pytest.mark.parametrize("scale", [0.3, 6.0])
+def test_another_objective_is_brought_to_its_scale_and_corrected(scale):
+    model = Surrogate.additive(table_profiles(WEIGHTS, NAMES), Objective.P95_KL)
+    observed = [(policy, scale * _interacting(policy)) for policy in _policies(60)]
+    unseen = _policies(40, seed=9)
+    truth = [scale * _interacting(policy) for policy in unseen]
+    corrected = model.corrected(observed)
+    error = float(np.mean([abs(corrected.predict(p) / true - 1) for p, true in zip(unseen, truth, strict=True)]))
+    assert error < 0.1
+
+
+def test_losses_below_zero_leave_the_surrogate_usable():
+    model = Surrogate.additive(table_profiles(WEIGHTS, NAMES), Objective.NLL_CHANGE)
+    observed = [
+        (policy, _interacting(policy) * (-0.2 if row % 7 == 0 else 0.8)) for row, policy in enumerate(_policies(60))
+    ]
+    corrected = model.corrected(observed)
+    unseen = _policies(40, seed=9)
+    assert spearman([corrected.predict(p) for p in unseen], [_interacting(p) for p in unseen]) > 0.8
+    assert model.corrected([(policy, -1.0) for policy, _ in observed]).predict(unseen[0]) > 0

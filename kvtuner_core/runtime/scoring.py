@@ -1,0 +1,101 @@
+"""One policy's score from what happened to every token: a function per objective, intervals over prompts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvtuner_core.domain.metrics import Interval, Measured, PolicyScore
+from kvtuner_core.domain.objective import Objective
+from kvtuner_core.runtime.divergence import Divergence, bootstrap
+
+_TAIL = 0.95
+_TAIL_RESAMPLES = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Observed:
+    """What teacher forcing saw of one policy.
+
+    Attributes:
+        prompts: The change of every scored prediction, prompt by prompt, in the set's order.
+        seed: Seed of the bootstrap; one for all policies, so that they share their resamples.
+    """
+
+    prompts: Sequence[Divergence]
+    seed: int
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Scored tokens of each prompt."""
+        return np.array([one.kl.size for one in self.prompts])
+
+
+def policy_score(observed: Observed, *, cache_bytes: int, seconds: float) -> PolicyScore:
+    """Every objective of one policy.
+
+    Args:
+        observed: Its token-wise changes.
+        cache_bytes: Bytes of its packed cache; see `PolicyScore`.
+        seconds: Time the evaluation took.
+    """
+    means = np.array([one.kl.mean() for one in observed.prompts])
+    change = np.concatenate([one.nll_change for one in observed.prompts])
+    return PolicyScore(
+        kl=bootstrap(means, observed.tokens, seed=observed.seed),
+        top1_agreement=float(np.concatenate([one.agrees for one in observed.prompts]).mean()),
+        nll_change=float(np.nanmean(change)),
+        kl_per_prompt=tuple(float(mean) for mean in means),
+        tokens_per_prompt=tuple(int(count) for count in observed.tokens),
+        cache_bytes=cache_bytes,
+        seconds=seconds,
+        others=tuple(measure(observed) for measure in _MEASURES),
+    )
+
+
+def tail(observed: Observed) -> Measured:
+    """The 95th percentile of the token KLs, with a 95% interval from 500 resamples of prompts.
+
+    It is the smallest KL that at least 95% of the tokens do not exceed. A resample counts each
+    prompt's tokens as often as the prompt was drawn.
+    """
+    kls = [one.kl for one in observed.prompts]
+    every = np.concatenate(kls)
+    order = np.argsort(every, kind="stable")
+    owner = np.repeat(np.arange(len(kls)), observed.tokens)[order]
+    drawn = np.random.default_rng(observed.seed).integers(0, len(kls), size=(_TAIL_RESAMPLES, len(kls)))
+    counts = np.stack([np.bincount(row, minlength=len(kls)) for row in (np.arange(len(kls)), *drawn)])
+    reached = counts[:, owner].cumsum(1)
+    # Whole tokens, so that a share of exactly 95% is not missed by a rounding error.
+    first = (100 * reached >= 95 * reached[:, -1:]).argmax(1)
+    found = every[order][first]
+    low, high = np.quantile(found[1:], [0.025, 0.975], method="inverted_cdf")
+    return Measured(
+        objective=Objective.P95_KL,
+        interval=Interval(mean=float(found[0]), low=float(low), high=float(high)),
+        per_prompt=tuple(float(np.quantile(one, _TAIL, method="inverted_cdf")) for one in kls),
+    )
+
+
+def likelihood(observed: Observed) -> Measured:
+    """The change of the text's negative log-likelihood, over the tokens that have a next one."""
+    means = np.array([np.nanmean(one.nll_change) for one in observed.prompts])
+    labelled = np.array([np.isfinite(one.nll_change).sum() for one in observed.prompts])
+    return _mean(Objective.NLL_CHANGE, means, labelled, observed.seed)
+
+
+def disagreement(observed: Observed) -> Measured:
+    """The share of tokens whose most likely next token changes."""
+    means = np.array([1.0 - one.agrees.mean() for one in observed.prompts])
+    return _mean(Objective.TOP1_DISAGREEMENT, means, observed.tokens, observed.seed)
+
+
+def _mean(objective: Objective, means: np.ndarray, weights: np.ndarray, seed: int) -> Measured:
+    return Measured(
+        objective=objective,
+        interval=bootstrap(means, weights, seed=seed),
+        per_prompt=tuple(float(mean) for mean in means),
+    )
+
+
+_MEASURES: tuple[Callable[[Observed], Measured], ...] = (tail, likelihood, disagreement)
