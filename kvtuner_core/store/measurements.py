@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from kvtuner_core.domain.metrics import ErrorProfile, Interval, Measured, PolicyScore
 from kvtuner_core.domain.precision import PrecisionPair
@@ -16,6 +17,13 @@ _SCORE = (
 )
 _PROFILE = "layer, pair, key_error, value_error, score_error, output_error, kl"
 _PROVENANCE = "created, device, device_type, dtype, versions"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Others:
+    """The column ``others``: a type of its own, so that infinite values keep their number."""
+
+    items: tuple[Measured, ...]
 
 
 class Measurements:
@@ -44,7 +52,7 @@ class Measurements:
         beside = [number for item in score.others for number in (item.interval.mean, *item.per_prompt)]
         _check_numbers("score", (*numbers, *score.kl_per_prompt, *beside))
         values = [*numbers, list(score.kl_per_prompt), list(score.tokens_per_prompt), score.cache_bytes, score.seconds]
-        row = [*values, *_provenance_values(provenance), to_json(score.others)]
+        row = [*values, *_provenance_values(provenance), to_json(_Others(items=score.others))]
         self._put("scores", identity, row, conflict="DO UPDATE SET others = excluded.others")
 
     def count_scores(self, keys: Iterable[str]) -> int:
@@ -117,7 +125,7 @@ def _score(row: Row) -> PolicyScore:
         tokens_per_prompt=tuple(tokens),
         cache_bytes=cache_bytes,
         seconds=seconds,
-        others=from_json(tuple[Measured, ...], others) if others else (),
+        others=from_json(_Others, others).items if others else (),
     )
 
 
