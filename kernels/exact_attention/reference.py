@@ -7,9 +7,16 @@ from kernels.decode_attention.reference import attend
 
 
 def exact_attention(
-    query: Tensor, keys: Tensor, values: Tensor, first: Tensor, last: Tensor, *, scale: float, ring: bool
+    query: Tensor,
+    segments: tuple[tuple[Tensor, Tensor], ...],
+    first: Tensor,
+    last: Tensor,
+    *,
+    scale: float,
+    ring: bool,
 ) -> Tensor:
     """See `kernels.exact_attention.op.exact_attention`."""
+    keys, values = (torch.cat(sides, dim=2) for sides in zip(*segments, strict=True))
     capacity = keys.shape[2]
     slot = torch.arange(capacity, device=query.device)
     position = slot.expand(len(last), -1)
@@ -22,9 +29,12 @@ def exact_attention(
     return attend(query.float(), k, v, mask, scale).to(query.dtype)
 
 
-def append_exact(keys: Tensor, values: Tensor, new: tuple[Tensor, Tensor], progress: Tensor) -> None:
+def append_exact(
+    keys: Tensor, values: Tensor, new: tuple[Tensor, Tensor], progress: Tensor, *, origin: int, ring: bool
+) -> None:
     """See `kernels.exact_attention.op.append_exact`."""
-    begin, count = int(progress[0]), new[0].shape[2]
-    slots = torch.arange(begin, begin + count, device=keys.device) % keys.shape[2]
+    begin, count, capacity = int(progress[0]), new[0].shape[2], keys.shape[2]
+    slots = torch.arange(begin, begin + count, device=keys.device) - origin
+    mine = torch.full_like(slots, True, dtype=torch.bool) if ring else (slots >= 0) & (slots < capacity)
     for held, fresh in zip((keys, values), new, strict=True):
-        held[:, :, slots] = fresh.to(held.dtype)
+        held[:, :, slots[mine] % capacity] = fresh[:, :, mine].to(held.dtype)

@@ -33,6 +33,9 @@ def exact_kernel(
     p_out,
     p_stats,
     scale,
+    origin,
+    part_first,
+    part_count,
     rows,
     count,
     kv_heads,
@@ -49,7 +52,11 @@ def exact_kernel(
     RING: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One split of one KV head for ``ROWS`` query rows."""
+    """One split of one KV head for ``ROWS`` query rows.
+
+    The segment holds ``capacity`` tokens from position ``origin`` on; its splits are ``part_first`` and on
+    of ``part_count`` in the buffers.
+    """
     split = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
     splits = tl.num_programs(0)
@@ -60,7 +67,11 @@ def exact_kernel(
     last = tl.load(p_last + batch * count + row % count, mask=m_row, other=0)
     lowest = tl.min(first, axis=0)
     highest = tl.max(last, axis=0)
-    low, share, whole = deal(lowest, highest, 0, tl.cdiv(capacity, 64), splits, RING, MIN_BLOCKS)
+    low, share, whole = deal(lowest, highest, origin, tl.cdiv(capacity, 64), splits, RING, MIN_BLOCKS)
+    # From here on, tokens count from the segment's first.
+    first, last, highest = first - origin, last - origin, highest - origin
+    if not RING:
+        highest = tl.minimum(highest, capacity)
     lo = (low + split * share) * 64
     hi = tl.minimum(tl.minimum(low + (split + 1) * share, whole) * 64, highest)
     d = tl.arange(0, WIDTH)
@@ -88,7 +99,7 @@ def exact_kernel(
         norm = norm * old + tl.sum(p, axis=1)
         acc = tl.dot(p.to(v.dtype), v, acc * old[:, None], input_precision=PRECISION)
         peak = new_peak
-    at = head * splits + split
+    at = head * part_count + part_first + split
     tl.store(p_stats + at * 2 * rows + row, peak, mask=m_row)
     tl.store(p_stats + (at * 2 + 1) * rows + row, norm, mask=m_row)
     tl.store(p_out + (at * rows + row)[:, None] * D + d[None, :], acc, mask=m_row[:, None] & m_d[None, :])
@@ -101,6 +112,7 @@ def append_kernel(
     p_new_keys,
     p_new_values,
     p_progress,
+    origin,
     heads,
     count,
     capacity,
@@ -115,14 +127,17 @@ def append_kernel(
     D: tl.constexpr,
     WIDTH: tl.constexpr,
     TOKENS: tl.constexpr,
+    RING: tl.constexpr,
 ):
-    """Some new tokens of one head."""
+    """Some new tokens of one head; those outside of the segment are left alone."""
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     batch = (tl.program_id(1) // heads).to(tl.int64)
     head = tl.program_id(1) % heads
     d = tl.arange(0, WIDTH)
-    mask = (token < count)[:, None] & (d < D)[None, :]
-    slot = (tl.load(p_progress) + token) % capacity
+    slot = tl.load(p_progress) + token - origin
+    if RING:
+        slot = slot % capacity
+    mask = ((token < count) & (slot >= 0) & (slot < capacity))[:, None] & (d < D)[None, :]
     k = tl.load(p_new_keys + batch * key_batch + head * key_head + (token * key_token)[:, None] + d[None, :], mask=mask)
     v = tl.load(
         p_new_values + batch * value_batch + head * value_head + (token * value_token)[:, None] + d[None, :], mask=mask
@@ -133,56 +148,73 @@ def append_kernel(
 
 
 def exact_attention(
-    query: Tensor, keys: Tensor, values: Tensor, first: Tensor, last: Tensor, *, scale: float, ring: bool
+    query: Tensor,
+    segments: tuple[tuple[Tensor, Tensor], ...],
+    first: Tensor,
+    last: Tensor,
+    *,
+    scale: float,
+    ring: bool,
 ) -> Tensor:
     """See `kernels.exact_attention.op.exact_attention`."""
     batch, heads, count, dim = query.shape
-    kv_heads, capacity = keys.shape[1:3]
+    kv_heads = segments[0][0].shape[1]
     rows = heads // kv_heads * count
     tiles = -(-rows // _ROWS)
     query = query.contiguous()
     fast = query.is_cuda
     processors = torch.cuda.get_device_properties(query.device).multi_processor_count if fast else 1
     wanted = max(1, processors * _PROGRAMS // max(1, batch * kv_heads * tiles))
-    blocks = -(-capacity // _BLOCK)
-    splits = max(1, min(wanted, -(-blocks // _MIN_BLOCKS)))
+    plan, origin = (), 0
+    for keys, _ in segments:
+        blocks = -(-keys.shape[2] // _BLOCK)
+        plan += (origin, blocks, max(1, min(wanted, -(-blocks // _MIN_BLOCKS))))
+        origin += keys.shape[2]
+    part_count, part_first = sum(plan[2::3]), 0
     first, last = first.contiguous(), last.contiguous()
-    part = torch.empty(batch * kv_heads, splits, rows, dim, dtype=torch.float32, device=query.device)
-    stats = torch.empty(batch * kv_heads, splits, 2, rows, dtype=torch.float32, device=query.device)
+    part = torch.empty(batch * kv_heads, part_count, rows, dim, dtype=torch.float32, device=query.device)
+    stats = torch.empty(batch * kv_heads, part_count, 2, rows, dtype=torch.float32, device=query.device)
     out = torch.empty_like(query)
-    keys, values = (x if x.stride()[2:] == (dim, 1) else x.contiguous() for x in (keys, values))
     wide = query.dtype == torch.float32
-    exact_kernel[(splits, batch * kv_heads, tiles)](
-        query,
-        keys,
-        values,
-        first,
-        last,
-        part,
-        stats,
-        scale,
-        rows,
-        count,
-        kv_heads,
-        capacity,
-        *keys.stride()[:2],
-        *values.stride()[:2],
-        D=dim,
-        WIDTH=triton.next_power_of_2(dim),
-        ROWS=_ROWS,
-        TOKENS=64 if dim <= 128 and not wide else 32,
-        MIN_BLOCKS=_MIN_BLOCKS,
-        RING=ring,
-        PRECISION="ieee" if wide else "tf32",
-        num_warps=4,
-        num_stages=3,
-    )
-    plan = (0, blocks, splits)
+    for i, pair in enumerate(segments):
+        keys, values = (x if x.stride()[2:] == (dim, 1) else x.contiguous() for x in pair)
+        origin, _, splits = plan[3 * i : 3 * i + 3]
+        exact_kernel[(splits, batch * kv_heads, tiles)](
+            query,
+            keys,
+            values,
+            first,
+            last,
+            part,
+            stats,
+            scale,
+            origin,
+            part_first,
+            part_count,
+            rows,
+            count,
+            kv_heads,
+            keys.shape[2],
+            *keys.stride()[:2],
+            *values.stride()[:2],
+            D=dim,
+            WIDTH=triton.next_power_of_2(dim),
+            ROWS=_ROWS,
+            TOKENS=64 if dim <= 128 and not wide else 32,
+            MIN_BLOCKS=_MIN_BLOCKS,
+            RING=ring,
+            PRECISION="ieee" if wide else "tf32",
+            num_warps=4,
+            num_stages=3,
+        )
+        part_first += splits
     merge(query, part, stats, None, out, scale=scale, first=first, last=last, plan=plan, tile=_ROWS, ring=ring)
     return out
 
 
-def append_exact(keys: Tensor, values: Tensor, new: tuple[Tensor, Tensor], progress: Tensor) -> None:
+def append_exact(
+    keys: Tensor, values: Tensor, new: tuple[Tensor, Tensor], progress: Tensor, *, origin: int, ring: bool
+) -> None:
     """See `kernels.exact_attention.op.append_exact`."""
     batch, heads, capacity, dim = keys.shape
     new_keys, new_values = (x if x.stride(3) == 1 else x.contiguous() for x in new)
@@ -194,6 +226,7 @@ def append_exact(keys: Tensor, values: Tensor, new: tuple[Tensor, Tensor], progr
         new_keys,
         new_values,
         progress,
+        origin,
         heads,
         count,
         capacity,
@@ -203,5 +236,6 @@ def append_exact(keys: Tensor, values: Tensor, new: tuple[Tensor, Tensor], progr
         D=dim,
         WIDTH=triton.next_power_of_2(dim),
         TOKENS=tokens,
+        RING=ring,
         num_warps=1 if count == 1 else 4,
     )

@@ -231,53 +231,66 @@ class PackedStore:
 
 
 class ExactStore:
-    """Unquantised history in buffers filled in place; a sliding-window layer's is a ring.
+    """Unquantised history in buffers filled in place; it grows by segments, or is a sliding window's ring.
 
     Attributes:
-        keys: ``[B, H, capacity, D]``; ``None`` before the first reservation, like the values.
+        keys: Segments ``[B, H, capacity, D]``, the tokens of each go on where those before it end.
         values: Likewise.
     """
 
     def __init__(self, shape: StoreShape, extent: Extent) -> None:
         self.shape = shape
         self.extent = extent
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
 
     @property
     def capacity(self) -> int:
         """Tokens that there is room for (of a ring: at a time)."""
-        return 0 if self.keys is None else self.keys.shape[2]
+        return sum(segment.shape[2] for segment in self.keys)
 
     def reserve(self, tokens: int) -> None:
-        """Make room for ``tokens`` tokens of a sequence; growing later copies what is held."""
-        if self.extent.sliding is not None:
-            tokens = self.extent.sliding + MAX_QUERIES
-        if tokens > self.capacity:
-            self.keys, self.values = self._grown(self.keys, tokens), self._grown(self.values, tokens)
+        """Make room for ``tokens`` tokens of a sequence; a ring has its room from the first call on."""
+        ring = self.extent.sliding
+        missing = tokens - self.capacity if ring is None else (ring + MAX_QUERIES) * (not self.keys)
+        if missing <= 0:
+            return
+        shape = self.shape
+        for side in (self.keys, self.values):
+            size = (shape.batch, shape.heads, missing, shape.head_dim)
+            side.append(torch.zeros(size, dtype=shape.dtype, device=shape.device))
 
     def append(self, keys: Tensor, values: Tensor, span: Span, *, progress: Tensor) -> None:
         """Write new tokens ``[B, H, N, D]``."""
-        if self.keys is None or (self.extent.sliding is None and span.after > self.capacity):
+        ring = self.extent.sliding is not None
+        if ring or span.after > self.capacity:
             self.reserve(span.after + max(_HEADROOM, self.capacity // _GROWTH))
-        held_keys, held_values = self._present()
-        if span.count > self.capacity:
+        if ring and span.count > self.capacity:
             keys, values = keys[:, :, -self.capacity :], values[:, :, -self.capacity :]
             progress = progress + (span.count - self.capacity)
-        exact_op.append_exact(held_keys, held_values, new=(keys, values), progress=progress)
+        for origin, held in self._segments():
+            if ring or (origin < span.after and span.before < origin + held[0].shape[2]):
+                exact_op.append_exact(*held, new=(keys, values), progress=progress, origin=origin, ring=ring)
 
     def attend(self, query: Tensor, plan: StepPlan, *, scale: float | None) -> Tensor:
         """Attention of ``[B, H_q, count, D]`` queries over what ``plan`` shows them."""
-        keys, values = self._present()
         first, last = plan.exact
         ring = self.extent.sliding is not None
-        return exact_op.exact_attention(query, keys, values=values, first=first, last=last, scale=scale, ring=ring)
+        return exact_op.exact_attention(
+            query, self.keys, values=self.values, first=first, last=last, scale=scale, ring=ring
+        )
 
     def read(self, span: Span, visible_from: int) -> tuple[Tensor, Tensor]:
         """Keys and values ``[B, H, T, D]`` from a position on, the update's own tokens included."""
-        keys, values = self._present()
-        at = torch.arange(visible_from, span.after, device=self.shape.device) % self.capacity
-        return keys[:, :, at], values[:, :, at]
+        if self.extent.sliding is not None:
+            at = torch.arange(visible_from, span.after, device=self.shape.device) % self.capacity
+            return self.keys[0][:, :, at], self.values[0][:, :, at]
+        parts = [
+            tuple(side[:, :, max(0, visible_from - origin) : max(0, span.after - origin)] for side in held)
+            for origin, held in self._segments()
+        ]
+        keys, values = (torch.cat(sides, dim=2) for sides in zip(*parts, strict=True))
+        return keys, values
 
     def hand_over(self, sides: tuple[Side, Side], span: Span, visible_from: int) -> None:
         """Fill the sides of a plain layer with what is held after ``span``."""
@@ -287,31 +300,24 @@ class ExactStore:
             side.take(states, start=visible_from)
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Replace both tensors by what ``change`` makes of them (select sequences)."""
-        keys, values = self._present()
-        self.keys, self.values = change(keys), change(values)
-        self.shape = replace(self.shape, batch=self.keys.shape[0])
+        """Replace every tensor by what ``change`` makes of it (select sequences)."""
+        self.keys, self.values = ([change(segment) for segment in side] for side in (self.keys, self.values))
+        self.shape = replace(self.shape, batch=self.keys[0].shape[0])
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor held."""
-        if self.keys is not None and self.values is not None:
-            yield from (self.keys, self.values)
+        yield from (*self.keys, *self.values)
 
     def used_bytes(self, span: Span, visible_from: int) -> int:
         """Bytes of the tokens that are held after ``span``, out of those of the buffers."""
-        return (span.after - visible_from) * sum(tensor.nbytes // self.capacity for tensor in self.tensors())
+        return (span.after - visible_from) * sum(tensor.nbytes for tensor in self.tensors()) // max(1, self.capacity)
 
-    def _grown(self, held: Tensor | None, tokens: int) -> Tensor:
-        shape = self.shape
-        grown = torch.zeros((shape.batch, shape.heads, tokens, shape.head_dim), dtype=shape.dtype, device=shape.device)
-        if held is not None:
-            grown[:, :, : held.shape[2]] = held
-        return grown
-
-    def _present(self) -> tuple[Tensor, Tensor]:
-        if self.keys is None or self.values is None:
-            raise RuntimeError("A cache is read or cut only after its first update.")
-        return self.keys, self.values
+    def _segments(self) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+        """Each segment's first position, and its keys and values."""
+        origin = 0
+        for held in zip(self.keys, self.values, strict=True):
+            yield origin, held
+            origin += held[0].shape[2]
 
 
 Store = PackedStore | ExactStore

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kernels.exact_attention.op import append_exact, exact_attention
-from tests.kernels.exact_attention.cases import SMALL, TOLERANCE, Case, Shape, error, make
+from tests.kernels.exact_attention.cases import APPENDS, SMALL, TOLERANCE, Case, Shape, appended, error, make
 
 ROOT = Path(__file__).parents[3]
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -20,6 +20,8 @@ LARGE = (
     *(Shape(tokens=t, dtype=torch.bfloat16, padded=False) for t in (1, 63, 64, 65, 1000, 5000)),
     *(Shape(tokens=900, sliding=w, queries=q, dtype=torch.bfloat16) for w in (1, 100, 512) for q in (1, 5)),
     Shape(tokens=500, batch=17, kv_heads=8),
+    Shape(tokens=5000, queries=2, cuts=(1000, 1250, 3000), dtype=torch.bfloat16),
+    Shape(tokens=1500, batch=1, head_dim=128, cuts=(1000, 2000), dtype=torch.bfloat16),
 )
 
 
@@ -34,8 +36,8 @@ def poisoned() -> Iterator[None]:
 def run(case: Case, device: str, implementation: str) -> torch.Tensor:
     return exact_attention(
         case.query.to(device),
-        case.keys.to(device),
-        values=case.values.to(device),
+        [keys.to(device) for keys in case.keys],
+        values=[values.to(device) for values in case.values],
         first=case.first.to(device),
         last=case.last.to(device),
         ring=case.ring,
@@ -62,17 +64,14 @@ def test_the_kernel_agrees_with_float64(shape: Shape) -> None:
     assert all(torch.equal(run(case, "cuda", "triton"), out) for _ in range(5))
 
 
-@gpu
-@pytest.mark.gpu
-@pytest.mark.parametrize(("count", "begin"), [(1, 5), (3, 8), (9, 3), (40, 90)])
-def test_appending_writes_what_the_reference_writes(count: int, begin: int) -> None:
-    held = [torch.zeros(2, 3, 64, 24, device="cuda") for _ in range(4)]
-    new = tuple(torch.randn(2, count, 3, 24, device="cuda").transpose(1, 2) for _ in range(2))
-    progress = torch.tensor([begin, 0, 0, 0], dtype=torch.int32, device="cuda")
-    append_exact(held[0], held[1], new=new, progress=progress, implementation="triton")
-    append_exact(held[2], held[3], new=new, progress=progress, implementation="reference")
-    assert torch.equal(held[0], held[2])
-    assert torch.equal(held[1], held[3])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[gpu, pytest.mark.gpu])])
+@pytest.mark.parametrize(("cuts", "count", "begin", "ring"), APPENDS)
+def test_appending_writes_new_tokens_where_they_belong(
+    cuts: tuple[int, ...], count: int, begin: int, ring: bool, device: str
+) -> None:
+    keys, values, *wanted = appended(cuts, count=count, begin=begin, ring=ring, device=device, implementation="auto")
+    assert torch.equal(keys, wanted[0])
+    assert torch.equal(values, wanted[1])
 
 
 def test_wrong_shapes_are_refused() -> None:
@@ -81,6 +80,14 @@ def test_wrong_shapes_are_refused() -> None:
         exact_attention(case.query, case.keys, values=case.values, first=case.first.long(), last=case.last)
     with pytest.raises(ValueError, match="multiple of the key heads"):
         exact_attention(case.query[:, :3], case.keys, values=case.values, first=case.first, last=case.last)
+    with pytest.raises(ValueError, match="as many segments"):
+        exact_attention(case.query, case.keys, values=(), first=case.first, last=case.last)
+    with pytest.raises(ValueError, match="only segment"):
+        exact_attention(case.query, case.keys * 2, values=case.values * 2, first=case.first, last=case.last, ring=True)
+    progress = torch.zeros(4, dtype=torch.int32)
+    too_many = torch.zeros(2, 2, case.keys[0].shape[2] + 1, 32)
+    with pytest.raises(ValueError, match="new keys and values must be alike and fit"):
+        append_exact(case.keys[0], case.values[0], new=(too_many, too_many), progress=progress, ring=True)
 
 
 @pytest.mark.skipif(version("triton") < "3.7", reason="older interpreters fail on loop bounds with NumPy 2.5")

@@ -190,20 +190,27 @@ def test_masks_with_holes_are_read_through_the_models_own_attention(models):
     assert torch.equal(*found)
 
 
-def test_buffers_grow_by_segments_and_nothing_stored_is_copied(models):
+@pytest.mark.parametrize("pair", ["K4V4", "K16V16"])
+def test_buffers_grow_by_segments_and_nothing_stored_is_copied(models, pair):
     model, ids = models["llama"], _prompt(900, batch=1)
     cache = QuantizedKVCache(
-        KVPolicy.uniform("K4V4", layers=3, scheme=SCHEMES["per-token"]), model, in_place=True, max_tokens=64
+        KVPolicy.uniform(pair, layers=3, scheme=SCHEMES["per-token"]), model, in_place=True, max_tokens=64
     )
+    held = set()
     with torch.no_grad():
         model(ids[:, :50], past_key_values=cache)
         store = cache.layers[0].stores[0]
-        first = store.keys[0].words.data_ptr()
         for begin in range(50, 900, 5):
-            model(ids[:, begin : begin + 5], past_key_values=cache)
-    assert store.keys[0].words.data_ptr() == first
+            logits = model(ids[:, begin : begin + 5], past_key_values=cache).logits
+            now = {tensor.data_ptr() for tensor in store.tensors()}
+            assert held <= now
+            held = now
+        expected = model(ids).logits[:, -5:]
     assert len(store.keys) > 2
     assert cache.reserved_bytes() < 2 * cache.measured_bytes()
+    assert cache.measured_bytes() == _predicted(cache, 1)
+    if pair == "K16V16":
+        assert torch.allclose(logits, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(("scheme", "pair", "reason"), [
