@@ -40,7 +40,7 @@ def geometry(info: ModelInfo) -> None:
         (
             "Layers with a cache",
             str(len(info.layers)),
-            f"{sliding} with a sliding window" if sliding else "none slides",
+            f"{sliding} with a sliding window" if sliding else "no sliding window",
         ),
         ("KV heads", heads, f"{info.query_heads} query heads"),
         (

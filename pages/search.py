@@ -1,8 +1,11 @@
 """Start a search, see what it will cost, and watch its front grow."""
 
+from collections.abc import Sequence
+
 import streamlit as st
 
 from kvtuner_core import figures
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.runs import JobView, RunKind, RunRecord
 from kvtuner_core.domain.study import Candidate, SearchResult, SearchSpec
 from kvtuner_core.services import results, studies
@@ -38,13 +41,27 @@ def growing_front(view: JobView) -> None:
     if not scored:
         st.caption("The front appears here with the first scored policies.")
         return
-    info = figures.progress_info(scored, results.objective_of(view.record))
-    charts.show(
-        figures.progress_figure(info, dark=charts.is_dark()),
-        info.rows(),
-        key=f"growing-{view.record.id}",
-        alt="The Pareto front of the policies scored so far",
-    )
+    progress(scored, results.objective_of(view.record), key=f"growing-{view.record.id}")
+
+
+def progress(scored: Sequence[Candidate], objective: Objective, *, key: str) -> None:
+    """The front that some scored policies make, and how its hypervolume grew."""
+    info = figures.progress_info(scored, objective)
+    left, right = st.columns([5, 3], gap="medium")
+    with left:
+        charts.show(
+            figures.progress_figure(info, dark=charts.is_dark()),
+            info.rows(),
+            key=key,
+            alt="The Pareto front of the policies scored so far",
+        )
+    with right:
+        charts.show(
+            figures.hypervolume_figure(info, dark=charts.is_dark()),
+            info.volume_rows(),
+            key=f"{key}-volume",
+            alt="Hypervolume over the evaluations",
+        )
 
 
 def finished(result: SearchResult) -> None:
@@ -74,13 +91,7 @@ def finished(result: SearchResult) -> None:
         icon=":material/arrow_forward:",
         query_params={"run": result.run},
     )
-    info = figures.progress_info(result.candidates, result.spec.objective)
-    charts.show(
-        figures.progress_figure(info, dark=charts.is_dark()),
-        info.rows(),
-        key="progress",
-        alt="How the front grew over the evaluations",
-    )
+    progress(result.candidates, result.spec.objective, key="progress")
 
 
 def show(record: RunRecord) -> None:

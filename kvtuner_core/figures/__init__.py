@@ -8,7 +8,7 @@ from kvtuner_core.figures.memory import CacheCost, MemoryInfo, memory_figure, me
 from kvtuner_core.figures.pareto import ParetoInfo, ParetoPoint, pareto_figure, pareto_info
 from kvtuner_core.figures.policy_text import summary
 from kvtuner_core.figures.prediction import PredictionInfo, prediction_figure, prediction_info
-from kvtuner_core.figures.progress import ProgressInfo, progress_figure, progress_info
+from kvtuner_core.figures.progress import ProgressInfo, hypervolume_figure, progress_figure, progress_info
 from kvtuner_core.figures.solvers import SolversInfo, solvers_figure, solvers_info
 from kvtuner_core.figures.speed import SpeedInfo, speed_figure, speed_info
 from kvtuner_core.figures.strip import StripInfo, strip_figure, strip_info
@@ -34,6 +34,7 @@ __all__ = [
     "effect_info",
     "heatmap_figure",
     "heatmap_info",
+    "hypervolume_figure",
     "layer_figure",
     "layer_info",
     "lines_figure",

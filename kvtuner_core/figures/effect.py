@@ -1,5 +1,7 @@
 """Whether a layer's output error tells what quantising it does end to end."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +11,9 @@ from kvtuner_core.domain.study import SweepResult
 from kvtuner_core.figures.style import BLUE, axis, floored, layout, log_floor
 from kvtuner_core.tuning.correlation import RankCorrelation, rank_correlation
 from kvtuner_core.tuning.profiles import by_layer
+
+_NAME = (0.06, 0.055)
+"""Width and height of a layer's number as shares of the plot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,13 +78,13 @@ def effect_figure(info: EffectInfo, *, dark: bool = False, height: int = 380) ->
         go.Scatter(
             x=[floored(value, floor_x) for value in info.errors],
             y=[floored(value, floor_y) for value in info.kls],
-            text=[str(layer) for layer in range(len(info.errors))],
+            text=_names(info, floor_x, floor_y),
             customdata=[[layer] for layer in range(len(info.errors))],
             mode="markers+text",
             textposition="top center",
             textfont={"size": 10},
             marker={"color": BLUE, "size": 7},
-            hovertemplate="layer %{text}<br>output error %{x:.3g}<br>KL %{y:.3g} nats per token<extra></extra>",
+            hovertemplate="layer %{customdata[0]}<br>output error %{x:.3g}<br>KL %{y:.3g} nats/token<extra></extra>",
         )
     )
     value = info.correlation.layers
@@ -90,3 +95,21 @@ def effect_figure(info: EffectInfo, *, dark: bool = False, height: int = 380) ->
         yaxis=axis("KL (nats per token), sum over pairs, log", log=True),
     )
     return figure
+
+
+def _names(info: EffectInfo, floor_x: float, floor_y: float) -> list[str]:
+    """The layers' numbers, without those that would lie on another; hovering shows them all."""
+    places = list(zip(_shares(info.errors, floor_x), _shares(info.kls, floor_y), strict=True))
+    named: list[tuple[float, float]] = []
+    names = []
+    for layer, place in enumerate(places):
+        free = all(abs(place[0] - x) >= _NAME[0] or abs(place[1] - y) >= _NAME[1] for x, y in named)
+        names.append(str(layer) if free else "")
+        named += [place] if free else []
+    return names
+
+
+def _shares(values: Sequence[float], floor: float) -> list[float]:
+    logs = [math.log10(floored(value, floor) or floor) for value in values]
+    low, high = min(logs), max(logs)
+    return [(value - low) / (high - low) if high > low else 0.5 for value in logs]

@@ -12,6 +12,9 @@ from kvtuner_core.figures import metrics
 from kvtuner_core.figures.style import GROUP_COLOURS, axis, decade_ticks, layout, log_floor, short
 from kvtuner_core.tuning.profiles import by_layer, widest_first
 
+_ONE_LINE, _TWO_LINES = 12, 40
+"""Layers whose group numbers stand side by side in one line, and in two; the numbers of more are left to hovering."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeatmapInfo:
@@ -22,7 +25,7 @@ class HeatmapInfo:
         pairs: Names of the pairs, most bits first.
         values: Per pair, the metric of each layer.
         kept: Per pair, whether pruning kept it in each layer.
-        groups: Number of each layer's group, from 1.
+        groups: Number of each layer's group, from 0.
         floor: What the colours take for zero.
     """
 
@@ -58,7 +61,7 @@ def heatmap_info(sweep: SweepResult, metric: str) -> HeatmapInfo:
     tables = by_layer(sweep.profiles)
     pairs = widest_first(tables[0])
     values = tuple(tuple(metrics.value(table[pair], metric) for table in tables) for pair in pairs)
-    group_of = {layer: number for number, group in enumerate(sweep.space.groups, start=1) for layer in group.layers}
+    group_of = {layer: number for number, group in enumerate(sweep.space.groups) for layer in group.layers}
     return HeatmapInfo(
         label=label,
         pairs=tuple(pair.name for pair in pairs),
@@ -77,14 +80,15 @@ def heatmap_figure(info: HeatmapInfo, *, dark: bool = False, height: int | None 
         dark: Whether the ground behind is dark.
         height: Height in pixels; by default it follows the number of pairs.
     """
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.9, 0.1], vertical_spacing=0.02)
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.88, 0.12], vertical_spacing=0.02)
     figure.add_trace(_cells(info), row=1, col=1)
     figure.add_trace(_kept_marks(info), row=1, col=1)
     figure.add_trace(_targets(info), row=1, col=1)
     figure.add_trace(_group_strip(info), row=2, col=1)
+    figure.add_trace(_group_numbers(info), row=2, col=1)
     figure.update_layout(**layout(dark=dark, height=height or 160 + 30 * len(info.pairs)))
     figure.update_yaxes(autorange="reversed", showgrid=False, row=1, col=1)
-    figure.update_yaxes(showgrid=False, row=2, col=1)
+    figure.update_yaxes(showgrid=False, tickvals=[0], ticktext=["group"], range=[-0.5, 0.5], row=2, col=1)
     figure.update_xaxes(showgrid=False, zeroline=False, range=[-0.5, len(info.groups) - 0.5])
     figure.update_xaxes({**axis("Layer"), "showgrid": False}, row=2, col=1)
     return figure
@@ -149,15 +153,29 @@ def _group_strip(info: HeatmapInfo) -> go.Heatmap:
     colours = len(GROUP_COLOURS)
     scale = [[edge / colours, GROUP_COLOURS[i]] for i in range(colours) for edge in (i, i + 1)]
     return go.Heatmap(
-        z=[[(group - 1) % colours + 0.5 for group in info.groups]],
-        y=["group"],
+        z=[[group % colours + 0.5 for group in info.groups]],
+        y=[0],
         zmin=0,
         zmax=colours,
         colorscale=scale,
         showscale=False,
         xgap=1,
         text=[[str(group) for group in info.groups]],
-        texttemplate="%{text}",
-        textfont={"color": "#1b2430", "size": 11},
         hovertemplate="layer %{x}, group %{text}<extra></extra>",
+    )
+
+
+def _group_numbers(info: HeatmapInfo) -> go.Scatter:
+    """Each layer's group; neighbours stand a line apart where the cells are narrow."""
+    layers = len(info.groups)
+    apart = 0.24 if layers > _ONE_LINE else 0.0
+    return go.Scatter(
+        x=list(range(layers)),
+        y=[-apart if layer % 2 else apart for layer in range(layers)],
+        text=[str(group) if layers <= _TWO_LINES else "" for group in info.groups],
+        mode="text",
+        textfont={"color": "#1b2430", "size": 11},
+        hoverinfo="skip",
+        showlegend=False,
+        name="groups",
     )

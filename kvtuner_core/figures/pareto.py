@@ -152,7 +152,7 @@ def pareto_figure(info: ParetoInfo, *, dark: bool = False, picked: str = "", hei
         figure.add_trace(_ring(info, ring))
     figure.update_layout(
         **layout(dark=dark, height=height),
-        xaxis={**axis("Effective bits per cached number, scales and offsets included"), "range": _range(info)},
+        xaxis={**axis("Effective bits per cached number"), "range": _range(info)},
         yaxis=axis(_title(info), log=True),
         clickmode="event+select",
     )
@@ -162,7 +162,7 @@ def pareto_figure(info: ParetoInfo, *, dark: bool = False, picked: str = "", hei
 def _title(info: ParetoInfo) -> str:
     zero = any(not point.value(info.seen).mean > info.floor for point in info.points)
     what = "KL from full precision" if info.objective is Objective.MEAN_KL else info.objective.label
-    return f"{what} ({info.objective.unit}), log" + (f", 0 at {info.floor:g}" if zero else "")
+    return f"{what}<br>({info.objective.unit}), log" + (f", 0 drawn at {info.floor:g}" if zero else "")
 
 
 def _range(info: ParetoInfo) -> list[float]:

@@ -1,4 +1,4 @@
-"""A search while it runs: its candidates, the front so far, and the hypervolume."""
+"""A search while it runs: its candidates and the front so far; the hypervolume over the evaluations."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.study import Candidate, CandidateOrigin
@@ -54,6 +53,13 @@ class ProgressInfo:
             for order, bits, value, front, volume in zip(*columns, strict=True)
         ]
 
+    def volume_rows(self) -> list[dict[str, Any]]:
+        """One row per evaluation, with nothing but the hypervolume after it."""
+        return [
+            {"Evaluation": order + 1, "Hypervolume (share)": volume}
+            for order, volume in zip(self.orders, self.hypervolumes, strict=True)
+        ]
+
 
 def progress_info(candidates: Sequence[Candidate], objective: Objective = Objective.MEAN_KL) -> ProgressInfo:
     """The numbers of the searched candidates so far; baselines among them are left out."""
@@ -81,7 +87,7 @@ def progress_info(candidates: Sequence[Candidate], objective: Objective = Object
 
 
 def progress_figure(info: ProgressInfo, *, dark: bool = False, height: int = 380) -> go.Figure:
-    """Candidates and front on the left, hypervolume over the evaluations on the right.
+    """Candidates, early to late, and the front so far.
 
     Args:
         info: The numbers.
@@ -91,29 +97,40 @@ def progress_figure(info: ProgressInfo, *, dark: bool = False, height: int = 380
     if not info.orders:
         return empty_figure("No candidate yet", dark=dark, height=height)
     floor = log_floor([value for value in info.values if math.isfinite(value)])
-    figure = make_subplots(rows=1, cols=2, column_widths=[0.64, 0.36], horizontal_spacing=0.1)
-    figure.add_trace(_candidates(info, floor, dark=dark), row=1, col=1)
-    figure.add_trace(_front(info, floor), row=1, col=1)
-    figure.add_trace(
+    zero = f", 0 drawn at {floor:g}" if any(value <= 0 for value in info.values) else ""
+    figure = go.Figure((_candidates(info, floor, dark=dark), _front(info, floor)))
+    figure.update_layout(
+        **layout(dark=dark, height=height),
+        xaxis=axis("Effective bits per cached number"),
+        yaxis=axis(f"{info.objective.label}, calibration<br>({info.objective.unit}), log{zero}", log=True),
+    )
+    return figure
+
+
+def hypervolume_figure(info: ProgressInfo, *, dark: bool = False, height: int = 380) -> go.Figure:
+    """The hypervolume over the evaluations.
+
+    Args:
+        info: The numbers.
+        dark: Whether the ground behind is dark.
+        height: Height in pixels.
+    """
+    figure = go.Figure(
         go.Scatter(
             x=[order + 1 for order in info.orders],
             y=list(info.hypervolumes),
             mode="lines",
             line={"color": TEAL, "width": 2, "shape": "hv"},
             hovertemplate="after %{x} evaluations: %{y:.4f}<extra></extra>",
-            showlegend=False,
-        ),
-        row=1,
-        col=2,
+            name="hypervolume",
+        )
     )
-    figure.update_layout(**layout(dark=dark, height=height))
-    zero = f", 0 drawn at {floor:g}" if any(value <= 0 for value in info.values) else ""
-    figure.update_xaxes(axis("Effective bits per cached number"), row=1, col=1)
-    figure.update_yaxes(
-        axis(f"{info.objective.label}, calibration ({info.objective.unit}), log{zero}", log=True), row=1, col=1
+    figure.update_layout(
+        **layout(dark=dark, height=height),
+        showlegend=False,
+        xaxis=axis("Evaluations"),
+        yaxis=axis("Hypervolume (share, 0 to 1)"),
     )
-    figure.update_xaxes(axis("Evaluations"), row=1, col=2)
-    figure.update_yaxes(axis("Hypervolume (share, 0 to 1)"), row=1, col=2)
     return figure
 
 

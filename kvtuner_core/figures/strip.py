@@ -89,6 +89,7 @@ def strip_figure(info: StripInfo, *, dark: bool = False, height: int | None = No
             figure.add_trace(_legend(width))
     figure.update_layout(
         **layout(dark=dark, height=height or 96 + 62 * len(info.strips)),
+        uniformtext={"minsize": 9, "mode": "hide"},
         xaxis={**axis("Layer"), "showgrid": False, "range": [-0.5, max(len(s.pairs) for s in info.strips) - 0.5]},
         yaxis={
             "tickvals": [place for place, _ in ticks],
@@ -125,7 +126,7 @@ def _row(strip: Strip, side: str, bits: tuple[tuple[int, ...], ...], place: floa
         hovertemplate=f"%{{customdata[0]}}<br>layer %{{x}}: %{{customdata[1]}}<extra>{side}</extra>",
         showlegend=False,
         offsetgroup="cells",
-        constraintext="none",
+        constraintext="inside",
     )
 
 

@@ -87,7 +87,7 @@ def headline(candidate: Candidate, result: SearchResult, *, batch: int, context:
     first, second = st.columns(2), st.columns(2)
     with first[0]:
         charts.fact(
-            f"{objective.label}, {objective.unit}",
+            f"{objective.label} ({objective.unit})",
             nats(value.mean),
             f"95%: {nats(value.low)} to {nats(value.high)}",
             help=f"What the search minimised, on {seen}: {objective.definition}. 0 is full precision.",

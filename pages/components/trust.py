@@ -71,4 +71,5 @@ def same_as(picked: Candidate, result: SearchResult) -> str:
     same = trust.alike(picked, narrower, result.spec.objective)
     if not same:
         return ""
-    return f"On these prompts it is not distinguishable from {policies.name(same[0])}, the narrowest of {len(same)}."
+    more = f", nor from {count(len(same) - 1, 'policy')} between them" if len(same) > 1 else ""
+    return f"On these prompts it is not distinguishable from {policies.name(same[0])}{more}."

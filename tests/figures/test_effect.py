@@ -30,3 +30,11 @@ def test_the_correlation_is_text_even_where_it_is_undefined():
     flat = replace(SWEEP, profiles=tuple(replace(profile, kl=0.0) for profile in SWEEP.profiles))
     assert correlation_info(flat) == "n/a"
     json.loads(effect_figure(effect_info(flat)).to_json())
+
+
+def test_names_that_would_lie_on_another_are_left_out():
+    info = effect_info(sweep_result(layers=40))
+    twice = replace(info, errors=info.errors * 2, kls=info.kls * 2)
+    shown, again = effect_figure(info).data[0].text, effect_figure(twice).data[0].text
+    assert 5 <= sum(map(bool, shown)) < 40
+    assert list(again) == [*shown, *[""] * 40]

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -22,7 +23,7 @@ def test_the_numbers_are_the_profiles():
         assert info.values[info.pairs.index(profile.pair.name)][profile.layer] == profile.output_error
     for layer, kept in enumerate(SWEEP.space.kept):
         assert {pair for row, pair in enumerate(info.pairs) if info.kept[row][layer]} == {pair.name for pair in kept}
-    for number, group in enumerate(SWEEP.space.groups, start=1):
+    for number, group in enumerate(SWEEP.space.groups):
         assert {info.groups[layer] for layer in group.layers} == {number}
 
 
@@ -65,3 +66,14 @@ def test_zero_gets_the_coldest_colour_and_no_number_a_hole():
 def test_a_metric_that_is_zero_everywhere_is_drawn():
     profiles = tuple(replace(profile, kl=0.0) for profile in SWEEP.profiles)
     json.loads(heatmap_figure(heatmap_info(replace(SWEEP, profiles=profiles), "kl")).to_json())
+
+
+def test_numbers_of_neighbouring_groups_stand_a_line_apart_where_cells_are_narrow():
+    few = trace(heatmap_figure(heatmap_info(SWEEP, "kl")), "groups")
+    assert set(few.y) == {0}
+    many = heatmap_info(sweep_result(layers=30), "kl")
+    numbers = trace(heatmap_figure(many), "groups")
+    assert list(numbers.text) == [str(group) for group in many.groups]
+    assert all(one != other for one, other in pairwise(numbers.y))
+    crowded = trace(heatmap_figure(heatmap_info(sweep_result(layers=64), "kl")), "groups")
+    assert set(crowded.text) == {""}

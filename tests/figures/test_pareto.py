@@ -54,7 +54,7 @@ def test_units_are_named_and_a_kl_of_zero_is_drawn_where_the_title_says():
     bits, kl = axis_titles(figure)
     assert "Effective bits" in bits
     assert "nats per token" in kl
-    assert f"0 at {info.floor:g}" in kl
+    assert f"0 drawn at {info.floor:g}" in kl
     unquantised = trace(figure, "uniform policies").y[0]
     assert unquantised == info.floor
     assert all(value >= info.floor for item in figure.data for value in numbers(item.y))

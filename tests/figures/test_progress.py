@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from kvtuner_core.domain.metrics import Interval
-from kvtuner_core.figures import progress_figure, progress_info
+from kvtuner_core.figures import hypervolume_figure, progress_figure, progress_info
 from kvtuner_core.tuning import hypervolume
 from tests.fakes.studies import search_result
 from tests.figures.builders import axis_titles, trace
@@ -38,8 +38,16 @@ def test_the_figure_names_units_and_draws_the_front(dark):
     figure = progress_figure(progress_info(RESULT.candidates), dark=dark)
     assert len(trace(figure, "front so far").x) == len(RESULT.front)
     assert any("nats per token" in title for title in axis_titles(figure))
-    assert any("share" in title for title in axis_titles(figure))
     json.loads(figure.to_json())
+
+
+def test_the_hypervolume_is_drawn_over_the_evaluations_and_in_a_table():
+    info = progress_info(RESULT.candidates)
+    figure = hypervolume_figure(info, dark=True)
+    drawn = trace(figure, "hypervolume")
+    assert list(drawn.y) == [row["Hypervolume (share)"] for row in info.volume_rows()]
+    assert list(drawn.x) == [row["Evaluation"] for row in info.volume_rows()] == list(range(1, 61))
+    assert axis_titles(figure) == ["Evaluations", "Hypervolume (share, 0 to 1)"]
 
 
 def test_nothing_and_broken_scores_are_drawn():
