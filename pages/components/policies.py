@@ -87,9 +87,9 @@ def headline(candidate: Candidate, result: SearchResult, *, batch: int, context:
     first, second = st.columns(2), st.columns(2)
     with first[0]:
         charts.fact(
-            f"{objective.label} ({objective.unit})",
+            objective.label,
             nats(value.mean),
-            f"95%: {nats(value.low)} to {nats(value.high)}",
+            f"{objective.unit}, 95%: {nats(value.low)} to {nats(value.high)}",
             help=f"What the search minimised, on {seen}: {objective.definition}. 0 is full precision.",
         )
     with first[1]:
