@@ -1,4 +1,4 @@
-"""The Dask workers of this machine: one process per GPU, or one for the CPU, on loopback."""
+"""The Dask workers of this machine: one process per GPU, or some that share the CPU, on loopback."""
 
 import logging
 import os
@@ -28,12 +28,16 @@ _CONFIG: tuple[tuple[str, object], ...] = (
 )
 
 
-def start_cluster(gpus: tuple[Gpu, ...]) -> Any:
-    """Start a scheduler in this process and one worker process per GPU, or one for the CPU.
+def start_cluster(gpus: tuple[Gpu, ...], *, workers: int = 1) -> Any:
+    """Start a scheduler in this process and one worker process per GPU, or without any, some for the CPU.
 
     The processes end when this one does, however it ends. They talk over TLS with a certificate made
     for this cluster and kept in memory: a scheduler runs what it is sent, and a loopback port is open
     to every user of the machine.
+
+    Args:
+        gpus: Each worker sees one of them alone.
+        workers: Workers without a GPU; they share the cores.
 
     Returns:
         A ``distributed.SpecCluster``.
@@ -45,11 +49,11 @@ def start_cluster(gpus: tuple[Gpu, ...]) -> Any:
     import dask
     import distributed
 
-    environments = [{"CUDA_VISIBLE_DEVICES": gpu.id} for gpu in gpus] or [{}]
+    environments = [{"CUDA_VISIBLE_DEVICES": gpu.id} for gpu in gpus] or [{}] * workers
     threads = str(max(1, _cores() // len(environments)))
     security: Any = distributed.Security
     secured = {"security": security.temporary(), "protocol": "tls"}
-    workers = {
+    processes = {
         number: {
             "cls": distributed.Nanny,
             "options": {
@@ -71,7 +75,7 @@ def start_cluster(gpus: tuple[Gpu, ...]) -> Any:
     cluster: Any = distributed.SpecCluster
     with dask.config.set(dict(_CONFIG)):
         return cluster(
-            workers=workers,
+            workers=processes,
             scheduler=scheduler,
             security=secured["security"],
             silence_logs=logging.ERROR,

@@ -7,13 +7,16 @@ import socket
 import threading
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from kvtuner_core.compute.cluster import start_cluster
 from kvtuner_core.compute.devices import Gpu
 from kvtuner_core.domain.tasks import Task
 from kvtuner_core.errors import ComputeError
+
+if TYPE_CHECKING:
+    from kvtuner_core.compute.worker import Reply
 
 CONNECT_SECONDS = 10
 DONE = object()
@@ -29,16 +32,28 @@ class Pending:
         home: Address of the only worker that may do it, or ``None`` for any.
         listen: Whether anybody wants its events.
         future: Dask's future of the `Reply`.
-        inbox: Pairs of number and event as they come in, and `DONE`.
+        inbox: Pairs of number and event as they come in, and `DONE`; or, where several calls share
+            one, each call itself when it is done.
     """
 
-    def __init__(self, task: Task, *, home: str | None, listen: bool) -> None:
+    def __init__(
+        self, task: Task, *, home: str | None, listen: bool = False, inbox: "queue.SimpleQueue[object] | None" = None
+    ) -> None:
         self.id = uuid.uuid4().hex
         self.task = task
         self.home = home
         self.listen = listen
         self.future: Any = None
-        self.inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[object] = queue.SimpleQueue() if inbox is None else inbox
+        self.token: object = DONE if inbox is None else self
+
+
+class LostConnectionError(Exception):
+    """The workers cannot be reached any more."""
+
+
+class NotHandedOverError(Exception):
+    """An answer is there, but its worker did not hand it over in time."""
 
 
 class Connection:
@@ -54,15 +69,15 @@ class Connection:
         client.subscribe_topic(self._topic, self._receive)
 
     @classmethod
-    def local(cls, factory: Any, *, gpus: tuple[Gpu, ...]) -> "Connection":
-        """Start workers on this machine and connect to them.
+    def local(cls, factory: Any, *, gpus: tuple[Gpu, ...], workers: int) -> "Connection":
+        """Start workers on this machine, one per GPU or else ``workers`` of them, and connect to them.
 
         Raises:
             ComputeError: If they do not start.
         """
         cluster = None
         try:
-            cluster = start_cluster(gpus)
+            cluster = start_cluster(gpus, workers=workers)
             client = _client(cluster)
         except (OSError, RuntimeError, TimeoutError) as error:
             if cluster is not None:
@@ -129,6 +144,35 @@ class Connection:
         self._send(pending)
         return pending
 
+    def submit_to(self, home: str, task: Task, *, inbox: queue.SimpleQueue[object]) -> Pending:
+        """Send a task to one worker; the call is put into ``inbox`` when it is done."""
+        pending = Pending(task, home=home, inbox=inbox)
+        self._send(pending)
+        return pending
+
+    def reply(self, pending: Pending, *, timeout: float | None = None) -> "Reply":
+        """What a call that is done gave.
+
+        Raises:
+            ComputeError: If it killed its workers.
+            NotHandedOverError: If the worker that holds the answer needs more than ``timeout`` seconds.
+            LostConnectionError: If the workers cannot be reached any more.
+        """
+        from distributed import KilledWorker
+
+        try:
+            reply: Reply = pending.future.result(timeout=timeout)
+        except KilledWorker as error:
+            raise died(error.allowed_failures + 1) from None
+        except Exception as error:
+            if pending.future.status == "error":
+                # The task's own, as it was raised.
+                raise
+            if timeout is not None and isinstance(error, TimeoutError):
+                raise NotHandedOverError from error
+            raise LostConnectionError from error
+        return reply
+
     def follow_up(self, pending: Pending) -> None:
         """Send a call to any worker once its home is gone.
 
@@ -149,10 +193,22 @@ class Connection:
             run_call, call, key=key, pure=False, workers=[pending.home] if pending.home else None
         )
         pending.future = future
-        future.add_done_callback(lambda _: pending.inbox.put(DONE) if pending.future is future else None)
+        future.add_done_callback(lambda _: pending.inbox.put(pending.token) if pending.future is future else None)
+
+    def addresses(self) -> tuple[str, ...]:
+        """Addresses of the workers that are there now, ordered by their names.
+
+        Raises:
+            LostConnectionError: If the workers cannot be reached any more.
+        """
+        try:
+            return self._addresses()
+        except Exception as error:
+            raise LostConnectionError from error
 
     def _addresses(self) -> tuple[str, ...]:
-        return tuple(self._client.scheduler_info(n_workers=-1)["workers"])
+        known = self._client.scheduler_info(n_workers=-1)["workers"]
+        return tuple(sorted(known, key=lambda address: str(known[address]["name"])))
 
     def stop(self, pending: Pending) -> None:
         """Tell the workers to stop a call; does not wait for a worker that is too busy to listen."""
@@ -212,6 +268,14 @@ def _client(address: Any) -> Any:
 def settings_text(cache_dir: Path, roots: tuple[Path, ...] | None) -> str:
     """What tells one program's runner from another's, as text."""
     return repr((str(cache_dir), None if roots is None else [str(root) for root in roots]))
+
+
+def died(times: int) -> ComputeError:
+    """The error of a task whose worker died each time it was tried."""
+    return ComputeError(
+        f"The worker process died {times} times on this task, probably out of memory. "
+        "Take fewer or shorter prompts, a smaller dtype or a smaller model, and start again."
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,20 +4,30 @@ import functools
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvtuner_core.compute.connection import DONE, Connection, Pending, settings_text
+from kvtuner_core.compute.connection import DONE, Connection, LostConnectionError, Pending, settings_text
 from kvtuner_core.compute.describing import Describer
 from kvtuner_core.compute.devices import Gpu, list_gpus
+from kvtuner_core.compute.spreading import Spread
 from kvtuner_core.domain.model import ModelInfo, ModelSpec
 from kvtuner_core.domain.ports import Emit
-from kvtuner_core.domain.tasks import Answer, GenerateTask, InspectTask, Task, WorkerInfo
+from kvtuner_core.domain.tasks import (
+    Answer,
+    GenerateTask,
+    InspectTask,
+    MeasureTask,
+    ModelReport,
+    Task,
+    WorkerInfo,
+)
 from kvtuner_core.errors import CancelledError, ComputeError, KVTunerError
 
 if TYPE_CHECKING:
-    from kvtuner_core.compute.worker import Reply, RunnerFactory
+    from kvtuner_core.compute.worker import RunnerFactory
 
 _POLL = 0.1
 _EVERY = 1.0
@@ -29,8 +39,9 @@ class DaskCompute:
     """Runs tasks in worker processes, so that a crash or a full memory never reaches this one.
 
     Workers start at the first task. A worker that dies is restarted and its task tried again; after
-    the fourth death the task is given up with a `ComputeError`. Tasks on the same model go to the
-    worker that has it loaded, unless that one is busy with another task of this program.
+    the fourth death the task is given up with a `ComputeError`. A single task goes to the worker that
+    has its model loaded, unless that one is busy with another task of this program; many tasks go to
+    all workers.
     """
 
     def __init__(
@@ -39,6 +50,7 @@ class DaskCompute:
         cache_dir: Path,
         roots: tuple[Path, ...] | None = None,
         scheduler: str | None = None,
+        processes: int | None = None,
         runner_factory: "RunnerFactory | None" = None,
     ) -> None:
         """Nothing is started yet.
@@ -47,12 +59,15 @@ class DaskCompute:
             cache_dir: Folder for converted models.
             roots: Folders that local models may lie in, or ``None`` for any.
             scheduler: Address of a running scheduler, or ``None`` for workers of our own.
+            processes: Workers of our own that share the CPU, or most of those with a GPU each; by
+                default one, or one per GPU.
             runner_factory: Makes what does the work in each worker; by default the model runtime.
         """
         self._describer = Describer(cache_dir=cache_dir, roots=roots)
         self._cache_dir = cache_dir
         self._roots = roots
         self._scheduler = scheduler
+        self._processes = processes
         self._factory = runner_factory
         self._lock = threading.RLock()
         self._connection: Connection | None = None
@@ -60,6 +75,7 @@ class DaskCompute:
         self._closed = False
         self._homes: dict[ModelSpec, str] = {}
         self._busy: list[str] = []
+        self._agreed: dict[tuple[str, object], ModelReport] = {}
 
     def run(self, task: Task, *, emit: Emit | None = None, cancelled: Callable[[], bool] | None = None) -> Answer:
         """Run one task to its end, as `Compute.run`; events are emitted in the caller's thread.
@@ -77,8 +93,10 @@ class DaskCompute:
             pending = connection.submit(task, home=home, listen=emit is not None)
             patience = _STOP_PATIENCE if isinstance(task, GenerateTask) else 0.0
             emitted = _follow(connection, pending, emit, cancelled, patience=patience)
-            reply = self._result(connection, pending)
+            reply = connection.reply(pending)
             _finish(pending, emit, emitted=emitted, events=reply.events)
+        except LostConnectionError as error:
+            raise self._lost(connection) from error
         finally:
             if pending is not None:
                 connection.release(pending)
@@ -88,6 +106,33 @@ class DaskCompute:
         if isinstance(reply.answer, KVTunerError):
             raise reply.answer
         return reply.answer
+
+    def run_many(
+        self,
+        tasks: Sequence[MeasureTask],
+        *,
+        report: ModelReport,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Generator[tuple[int, Answer], None, None]:
+        """Run tasks on all workers at once, as `Compute.run_many`; two at most are on their way to each.
+
+        Raises:
+            CancelledError: If it was cancelled.
+            ComputeError: If workers disagree, died or cannot be reached.
+            KVTunerError: What a task raised, unchanged.
+        """
+        if not tasks:
+            return
+        connection = self._connected()
+        spread = Spread(connection, tasks, report=report, agreed=self._agreed)
+        try:
+            with closing(spread.answers(cancelled)) as answers:
+                for index, address, answer in answers:
+                    with self._lock:
+                        self._homes[tasks[index].evaluation.model] = address
+                    yield index, answer
+        except LostConnectionError as error:
+            raise self._lost(connection) from error
 
     def describe(self, reference: str, *, version: str = "") -> ModelInfo:
         """Geometry of a model from its configuration, as `Compute.describe`; read in a process of its own.
@@ -104,7 +149,7 @@ class DaskCompute:
             connection, gpus = self._connection, self._gpus
         if connection is None:
             return ()
-        names = [gpu.name for gpu in gpus] or ["cpu"]
+        names = [gpu.name for gpu in gpus] or ["cpu"] * (self._processes or 1)
         return tuple(
             WorkerInfo(name=name, device=host or names[number], pid=pid)
             for number, (name, host, pid) in enumerate(connection.workers())
@@ -133,8 +178,8 @@ class DaskCompute:
         if self._scheduler:
             settings = settings_text(self._cache_dir, self._roots)
             return Connection.remote(factory, scheduler=self._scheduler, settings=settings)
-        self._gpus = list_gpus()
-        return Connection.local(factory, gpus=self._gpus)
+        self._gpus = list_gpus()[: self._processes]
+        return Connection.local(factory, gpus=self._gpus, workers=self._processes or 1)
 
     def _take_home(self, model: ModelSpec) -> str | None:
         with self._lock:
@@ -149,34 +194,19 @@ class DaskCompute:
             if home in self._busy:
                 self._busy.remove(home)
 
-    def _result(self, connection: Connection, pending: Pending) -> "Reply":
-        from distributed import KilledWorker
-
-        try:
-            reply: Reply = pending.future.result()
-        except KilledWorker as error:
-            raise ComputeError(
-                f"The worker process died {error.allowed_failures + 1} times on this task, probably out of memory. "
-                "Take fewer or shorter prompts, a smaller dtype or a smaller model, and start again."
-            ) from None
-        except Exception as error:
-            if pending.future.status == "error":
-                # The task's own, as it was raised.
-                raise
-            self._drop(connection)
-            raise ComputeError(
-                "The connection to the workers was lost. Start the job again; it goes on from where it stopped."
-            ) from error
-        return reply
-
-    def _drop(self, connection: Connection) -> None:
+    def _lost(self, connection: Connection) -> ComputeError:
         """Let a broken connection go, so that the next task makes a new one."""
         with self._lock:
-            if self._connection is not connection:
-                return
-            self._connection = None
-            self._homes.clear()
-        connection.close()
+            known = self._connection is connection
+            if known:
+                self._connection = None
+                self._homes.clear()
+                self._agreed.clear()
+        if known:
+            connection.close()
+        return ComputeError(
+            "The connection to the workers was lost. Start the job again; it goes on from where it stopped."
+        )
 
 
 def _follow(

@@ -2,13 +2,14 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvtuner_core.compute.agreement import check_agreement
 from kvtuner_core.domain.model import ModelInfo
 from kvtuner_core.domain.ports import Emit
-from kvtuner_core.domain.tasks import Answer, Task, WorkerInfo
+from kvtuner_core.domain.tasks import Answer, InspectTask, MeasureTask, ModelReport, Task, WorkerInfo
 
 if TYPE_CHECKING:
     from kvtuner_core.runtime.worker import Runtime
@@ -42,6 +43,26 @@ class InlineCompute:
 
                 self._runtime = Runtime(cache_dir=self._cache_dir, roots=self._roots)
             return self._runtime.run(task, emit=emit, cancelled=cancelled)
+
+    def run_many(
+        self,
+        tasks: Sequence[MeasureTask],
+        *,
+        report: ModelReport,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Generator[tuple[int, Answer], None, None]:
+        """Run tasks in their order, each when its answer is asked for, as `Compute.run_many`.
+
+        Raises:
+            ComputeError: If the model here is not the one of ``report``.
+            KVTunerError: What a task raised.
+        """
+        for index, task in enumerate(tasks):
+            if index == 0:
+                found = self.run(InspectTask(model=task.evaluation.model), cancelled=cancelled)
+                if isinstance(found, ModelReport):
+                    check_agreement(found, report, worker="this process")
+            yield index, self.run(task, cancelled=cancelled)
 
     def describe(self, reference: str, *, version: str = "") -> ModelInfo:  # noqa: ARG002 - read anew each time
         """Geometry of a model from its configuration, as `Compute.describe`; read in this process."""

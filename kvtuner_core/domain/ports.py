@@ -1,6 +1,6 @@
 """The protocols between folders that do not see each other; `services` joins them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Protocol
 
 from kvtuner_core.domain.metrics import ErrorProfile, PolicyScore
@@ -9,7 +9,7 @@ from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.runs import Progress, RunKind, RunRecord, RunStatus
 from kvtuner_core.domain.study import Candidate
-from kvtuner_core.domain.tasks import Answer, Task, WorkerInfo
+from kvtuner_core.domain.tasks import Answer, MeasureTask, ModelReport, Task, WorkerInfo
 
 Emit = Callable[[object], None]
 """Receives what a task reports while it runs, such as a `TokenEvent`."""
@@ -28,6 +28,34 @@ class Compute(Protocol):
 
         Raises:
             KVTunerError: What the task raised, unchanged, or `ComputeError` if the worker died.
+        """
+        ...
+
+    def run_many(
+        self,
+        tasks: Sequence[MeasureTask],
+        *,
+        report: ModelReport,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Generator[tuple[int, Answer], None, None]:
+        """Run independent tasks, on all workers at once; closing the generator lets go what has not begun.
+
+        Answers do not depend on how many workers there are, nor on which of them gave which. Where
+        there is one process only, a task is run when its answer is asked for.
+
+        Args:
+            tasks: What to do; those that share preparation (the pairs of one layer) stand together.
+            report: What every worker must find when it loads the model.
+            cancelled: Polled while tasks run.
+
+        Yields:
+            The index of a task and its answer, as soon as it is there, whichever is done first.
+
+        Raises:
+            CancelledError: Once ``cancelled`` is true; what is under way ends by itself.
+            ComputeError: If a worker has other weights, another kind of device or another dtype than
+                ``report`` says, or if a task's workers died.
+            KVTunerError: What a task raised, unchanged.
         """
         ...
 
@@ -53,18 +81,20 @@ class Compute(Protocol):
 
 
 class Profiler(Protocol):
-    """Measures one layer under some pairs."""
+    """Measures layers under some pairs, from the store where they are known already."""
 
-    def profile(self, layer: int, pairs: tuple[PrecisionPair, ...]) -> tuple[ErrorProfile, ...]:
-        """One profile per pair, in order."""
+    def profile_many(
+        self, layers: Sequence[int], pairs: Sequence[PrecisionPair]
+    ) -> Generator[ErrorProfile, None, None]:
+        """Yield one profile per layer and pair, in order, each as soon as it and those before it are known."""
         ...
 
 
 class Scorer(Protocol):
-    """Scores a policy, from the store where it is known already."""
+    """Scores policies, from the store where they are known already."""
 
-    def score(self, policy: KVPolicy) -> PolicyScore:
-        """The policy's score."""
+    def score_many(self, policies: Sequence[KVPolicy]) -> Generator[PolicyScore, None, None]:
+        """Yield each policy's score, in order, as soon as it and those before it are known."""
         ...
 
 

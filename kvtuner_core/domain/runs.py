@@ -39,6 +39,7 @@ class Progress:
         done: Units finished in this stage.
         total: Units of this stage, 0 where unknown.
         reused: How many of ``done`` were in the store already.
+        together: How many units are under way at once, one per worker.
         message: One readable line, or empty.
         event: A value for live views (a `TokenEvent`, an `ErrorProfile`, a `Candidate`), or ``None``.
     """
@@ -47,6 +48,7 @@ class Progress:
     done: int
     total: int
     reused: int = 0
+    together: int = 1
     message: str = ""
     event: object | None = None
 

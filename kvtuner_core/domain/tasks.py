@@ -154,5 +154,8 @@ class WorkerInfo:
     pid: int | None = None
 
 
-Task = InspectTask | ProfileTask | ScoreTask | GenerateTask
+MeasureTask = ProfileTask | ScoreTask
+"""Work whose answer does not depend on what else is measured, nor on which worker does it."""
+
+Task = InspectTask | GenerateTask | MeasureTask
 Answer = ModelReport | tuple[ErrorProfile, ...] | PolicyScore | Generation

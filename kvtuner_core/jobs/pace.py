@@ -14,6 +14,7 @@ class Pace:
 
     Units from the store cost nothing, so they are counted neither in the rate nor in the
     estimate's unit time; time that passes between two progresses counts for the units in between.
+    Units that are under way together end in bursts, so that many of them share their time.
     """
 
     def __init__(self) -> None:
@@ -21,6 +22,7 @@ class Pace:
         self._computed = 0
         self._reused = 0
         self._left = 0
+        self._together = 1
         self._since = 0.0
         self._durations: deque[float] = deque(maxlen=_RECENT)
 
@@ -41,20 +43,26 @@ class Pace:
             self._since = now
         self._computed, self._reused = computed, progress.reused
         self._left = max(0, progress.total - progress.done)
+        self._together = min(max(1, progress.together), _RECENT // _KNOWN_AFTER)
 
     @property
     def rate(self) -> float:
-        """Newly computed units per second, 0 before two are known."""
+        """Newly computed units per second, 0 before two bursts of them are known."""
         spent = sum(self._durations)
         return len(self._durations) / spent if self._known and spent > 0 else 0.0
 
     def seconds_left(self, now: float) -> float | None:
-        """Median duration x units left, less what the unit under way has had; ``None`` before two are known."""
+        """Median duration x units left, less what the unit under way has had; ``None`` before two bursts."""
         if not self._known or self._left == 0:
             return None
-        unit = statistics.median_low(self._durations)
+        unit = statistics.median_low(self._shares())
         return self._left * unit - min(unit, max(0.0, now - self._since))
+
+    def _shares(self) -> list[float]:
+        """Mean duration of each burst, the newest first."""
+        newest, size = list(self._durations)[::-1], self._together
+        return [sum(newest[at : at + size]) / size for at in range(0, len(newest) - size + 1, size)]
 
     @property
     def _known(self) -> bool:
-        return len(self._durations) >= _KNOWN_AFTER
+        return len(self._durations) >= _KNOWN_AFTER * self._together

@@ -1,6 +1,9 @@
 """Measurements that are taken once: from the store where they are known, else from the live model."""
 
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
 
 from kvtuner_core.domain.metrics import ErrorProfile, PolicyScore
 from kvtuner_core.domain.objective import Objective
@@ -8,12 +11,15 @@ from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.ports import Compute
 from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.provenance import Provenance
-from kvtuner_core.domain.tasks import EvaluationSpec, ModelReport, ProfileTask, ScoreTask
+from kvtuner_core.domain.runs import Progress
+from kvtuner_core.domain.tasks import Answer, EvaluationSpec, MeasureTask, ModelReport, ProfileTask, ScoreTask
 from kvtuner_core.errors import CancelledError, ComputeError
 from kvtuner_core.services.clock import utc_now
-from kvtuner_core.services.work import Cancelled, never
+from kvtuner_core.services.work import Cancelled, answer_of, never
 from kvtuner_core.services.workspace import Workspace
-from kvtuner_core.store import SessionIdentity, Store
+from kvtuner_core.store import Identity, SessionIdentity, Store
+
+T = TypeVar("T")
 
 
 def stamped(report: ModelReport) -> Provenance:
@@ -32,7 +38,8 @@ class Measurements:
         report: What is known of the loaded model; its fingerprint is part of every key.
         cancelled: Polled before each new measurement.
         objective: What a score must hold; a stored one without it is measured again.
-        reused: How many came from the store so far.
+        reused: How many that were yielded came from the store so far.
+        ahead: How many are measured and stored, but wait for an earlier one to be yielded.
         identity: Makes the content addresses.
     """
 
@@ -43,6 +50,7 @@ class Measurements:
     cancelled: Cancelled = never
     objective: Objective = Objective.MEAN_KL
     reused: int = 0
+    ahead: int = 0
     identity: SessionIdentity = field(init=False)
 
     def __post_init__(self) -> None:
@@ -57,7 +65,10 @@ class Measurements:
 
     def known_score(self, policy: KVPolicy) -> PolicyScore | None:
         """The stored score, or ``None`` where there is none that holds the objective."""
-        known = self.store.get_score(self.identity.score(policy).key)
+        return self._score_at(self.identity.score(policy).key)
+
+    def _score_at(self, key: str) -> PolicyScore | None:
+        known = self.store.get_score(key)
         return known if known is not None and known.measures(self.objective) else None
 
     def known_profile(self, layer: int, pair: PrecisionPair) -> ErrorProfile | None:
@@ -65,48 +76,105 @@ class Measurements:
         return self.store.get_profile(self.identity.profile(layer, pair).key)
 
     def score(self, policy: KVPolicy) -> PolicyScore:
-        """The policy's score; a new one is stored before it is returned.
+        """One policy's score; see `score_many`."""
+        with closing(self.score_many((policy,))) as scores:
+            return next(scores)
+
+    def score_many(self, policies: Sequence[KVPolicy]) -> Generator[PolicyScore, None, None]:
+        """Yield each policy's score, in order; new ones are measured on all workers and stored as they come in.
 
         Raises:
-            CancelledError: If somebody asked to stop before a new measurement.
+            CancelledError: If somebody asked to stop; what is done by then is stored.
             KVTunerError: What the model work raised.
         """
-        known = self.known_score(policy)
-        if known is not None:
-            self.reused += 1
-            return known
-        self._go_on()
-        answer = self.compute.run(ScoreTask(evaluation=self.evaluation, policy=policy), cancelled=self.cancelled)
-        if not isinstance(answer, PolicyScore):
-            raise ComputeError(f"A worker must answer a score with a PolicyScore; got {type(answer).__name__}.")
-        self.store.put_score(self.identity.score(policy), answer, stamped(self.report))
-        return answer
+        wanted = [
+            _Wanted(identity=self.identity.score(policy), task=ScoreTask(evaluation=self.evaluation, policy=policy))
+            for policy in policies
+        ]
+        yield from self._in_order(wanted, _Kind(known=self._score_at, accept=_score, keep=self.store.put_score))
 
-    def profile(self, layer: int, pairs: tuple[PrecisionPair, ...]) -> tuple[ErrorProfile, ...]:
-        """One layer's errors under each pair, in order; only those not known yet are measured, and stored.
+    def profile_many(
+        self, layers: Sequence[int], pairs: Sequence[PrecisionPair]
+    ) -> Generator[ErrorProfile, None, None]:
+        """Yield the errors of each layer under each pair, in order; new ones are measured and stored as they come in.
 
         Raises:
-            CancelledError: If somebody asked to stop before a new measurement.
+            CancelledError: If somebody asked to stop; what is done by then is stored.
             KVTunerError: What the model work raised.
         """
-        known = {pair: self.known_profile(layer, pair) for pair in pairs}
-        missing = tuple(pair for pair in pairs if known[pair] is None)
-        self.reused += len(pairs) - len(missing)
-        if missing:
-            known.update(zip(missing, self._measure(layer, missing), strict=True))
-        return tuple(profile for profile in known.values() if profile is not None)
+        wanted = [
+            _Wanted(
+                identity=self.identity.profile(layer, pair),
+                task=ProfileTask(evaluation=self.evaluation, layer=layer, pairs=(pair,)),
+            )
+            for layer in layers
+            for pair in pairs
+        ]
+        kind = _Kind(known=self.store.get_profile, accept=_profile, keep=self.store.put_profile)
+        yield from self._in_order(wanted, kind)
 
-    def _measure(self, layer: int, pairs: tuple[PrecisionPair, ...]) -> tuple[ErrorProfile, ...]:
-        self._go_on()
-        task = ProfileTask(evaluation=self.evaluation, layer=layer, pairs=pairs)
-        answer = self.compute.run(task, cancelled=self.cancelled)
-        if not isinstance(answer, tuple) or len(answer) != len(pairs):
-            raise ComputeError(f"A worker must answer a profile with {len(pairs)} of them; got {answer!r:.80}.")
-        provenance = stamped(self.report)
-        for profile in answer:
-            self.store.put_profile(self.identity.profile(layer, profile.pair), profile, provenance)
-        return answer
+    def progress(self, stage: str, given: int, total: int, *, message: str, event: object) -> Progress:
+        """How far a stage is once ``given`` of its measurements were yielded; those done ahead of them count too."""
+        done = given + self.ahead
+        return Progress(
+            stage=stage,
+            done=done,
+            total=total,
+            reused=min(self.reused, done),
+            together=max(1, len(self.compute.workers())),
+            message=message,
+            event=event,
+        )
 
-    def _go_on(self) -> None:
-        if self.cancelled():
+    def _in_order(self, wanted: Sequence["_Wanted"], kind: "_Kind[T]") -> Generator[T, None, None]:
+        """Yield what is wanted in its order, each thing measured once; ``ahead`` counts what waits for its turn."""
+        keys = [one.identity.key for one in wanted]
+        found = {key: kind.known(key) for key in dict.fromkeys(keys)}
+        missing = {key: one for key, one in zip(keys, wanted, strict=True) if found[key] is None}
+        order, fresh = list(missing), set(missing)
+        with closing(self._measured([one.task for one in missing.values()])) as answers:
+            for key in keys:
+                while (value := found[key]) is None:
+                    index, answer = next(answers)
+                    measured = kind.accept(answer)
+                    kind.keep(missing[order[index]].identity, measured, stamped(self.report))
+                    found[order[index]] = measured
+                    self.ahead += 1
+                if key in fresh:
+                    fresh.remove(key)
+                    self.ahead -= 1
+                else:
+                    self.reused += 1
+                yield value
+
+    def _measured(self, tasks: Sequence[MeasureTask]) -> Generator[tuple[int, Answer], None, None]:
+        if tasks and self.cancelled():
             raise CancelledError("The work was stopped on request; what was finished is kept.")
+        yield from self.compute.run_many(tasks, report=self.report, cancelled=self.cancelled)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """A measurement: its content address, and the task that makes it."""
+
+    identity: Identity
+    task: MeasureTask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kind(Generic[T]):
+    """How one kind of measurement is looked up, read from an answer, and stored."""
+
+    known: Callable[[str], T | None]
+    accept: Callable[[Answer], T]
+    keep: Callable[[Identity, T, Provenance], object]
+
+
+def _score(answer: Answer) -> PolicyScore:
+    return answer_of(PolicyScore, answer)
+
+
+def _profile(answer: Answer) -> ErrorProfile:
+    if not isinstance(answer, tuple) or len(answer) != 1:
+        raise ComputeError(f"A worker must answer a profile of one pair with one of them; got {answer!r:.80}.")
+    return answer[0]

@@ -1,6 +1,6 @@
 """What a study will cost before it starts, and how much of it is stored already."""
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from kvtuner_core.domain.metrics import PolicyScore
@@ -50,12 +50,13 @@ class _StoredScorer:
     def __init__(self, measurements: Measurements) -> None:
         self._measurements = measurements
 
-    def score(self, policy: KVPolicy) -> PolicyScore:
-        """The stored score."""
-        known = self._measurements.known_score(policy)
-        if known is None:
-            raise _Unknown
-        return known
+    def score_many(self, policies: Sequence[KVPolicy]) -> Generator[PolicyScore, None, None]:
+        """The stored scores, up to the first that is not there."""
+        for policy in policies:
+            known = self._measurements.known_score(policy)
+            if known is None:
+                raise _Unknown
+            yield known
 
 
 def plan_sweep(ws: Workspace, spec: SweepSpec) -> Plan:

@@ -2,9 +2,12 @@
 
 import time
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import replace
 
 from kvtuner_core.domain.memory import effective_bits
+from kvtuner_core.domain.metrics import PolicyScore
+from kvtuner_core.domain.model import LayerGeometry
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.runs import Progress
 from kvtuner_core.domain.study import Candidate, CandidateOrigin, SearchResult, SearchSpec, SweepResult
@@ -87,25 +90,25 @@ def _search(
     total = len(policies) + spec.evaluations
     uniform: list[Candidate] = []
     yield Progress(stage=SEARCH_STAGE, done=0, total=total, message=f"{len(swept.space.groups)} layer groups")
-    for order, policy in enumerate(policies):
-        uniform.append(_baseline(measurements, policy, order))
-        yield _candidate_progress(SEARCH_STAGE, uniform[-1], (order + 1, total), measurements)
+    with closing(measurements.score_many(policies)) as scores:
+        for policy, score in zip(policies, scores, strict=True):
+            uniform.append(_baseline(policy, score, geometry, order=len(uniform)))
+            yield _candidate_progress(measurements, SEARCH_STAGE, uniform[-1], (len(uniform), total))
     searcher = PolicySearch(spec, space=swept.space, profiles=swept.profiles, geometry=geometry)
     found: list[Candidate] = []
     for candidate in searcher.candidates(measurements):
         found.append(candidate)
-        done = len(uniform) + len(found)
-        yield _candidate_progress(SEARCH_STAGE, candidate, (done, total), measurements)
+        yield _candidate_progress(measurements, SEARCH_STAGE, candidate, (len(uniform) + len(found), total))
     return tuple(uniform), tuple(found)
 
 
-def _baseline(measurements: Measurements, policy: KVPolicy, order: int) -> Candidate:
+def _baseline(policy: KVPolicy, score: PolicyScore, geometry: tuple[LayerGeometry, ...], *, order: int) -> Candidate:
     return Candidate(
         policy=policy,
         origin=CandidateOrigin.BASELINE,
         nominal_bits=policy.nominal_bits,
-        effective_bits=effective_bits(policy, measurements.report.info.layers),
-        calibration=measurements.score(policy),
+        effective_bits=effective_bits(policy, geometry),
+        calibration=score,
         order=order,
     )
 
@@ -116,23 +119,18 @@ def _evaluate(
     total = len(uniform) + len(front)
     scored: list[Candidate] = []
     yield Progress(stage=EVALUATION_STAGE, done=0, total=total, message="Front and baselines on evaluation prompts")
-    for candidate in (*uniform, *front):
-        scored.append(replace(candidate, evaluation=measurements.score(candidate.policy)))
-        yield _candidate_progress(EVALUATION_STAGE, scored[-1], (len(scored), total), measurements)
+    chosen = (*uniform, *front)
+    with closing(measurements.score_many([candidate.policy for candidate in chosen])) as scores:
+        for candidate, score in zip(chosen, scores, strict=True):
+            scored.append(replace(candidate, evaluation=score))
+            yield _candidate_progress(measurements, EVALUATION_STAGE, scored[-1], (len(scored), total))
     return tuple(scored[: len(uniform)]), tuple(scored[len(uniform) :])
 
 
 def _candidate_progress(
-    stage: str, candidate: Candidate, count: tuple[int, int], measurements: Measurements
+    measurements: Measurements, stage: str, candidate: Candidate, count: tuple[int, int]
 ) -> Progress:
-    done, total = count
     objective = measurements.objective
     found = f"{objective.label} {candidate.value(objective).mean:.4g}"
-    return Progress(
-        stage=stage,
-        done=done,
-        total=total,
-        reused=min(measurements.reused, done),
-        message=f"{candidate.policy.name}: {found} at {candidate.effective_bits:.2f} effective bits",
-        event=candidate,
-    )
+    message = f"{candidate.policy.name}: {found} at {candidate.effective_bits:.2f} effective bits"
+    return measurements.progress(stage, *count, message=message, event=candidate)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Generator
+from contextlib import closing
 
 from kvtuner_core.domain.metrics import ErrorProfile
 from kvtuner_core.domain.precision import candidate_pairs
@@ -64,16 +65,9 @@ def _profiles(measurements: Measurements, spec: SweepSpec) -> Generator[Progress
     profiles: list[ErrorProfile] = []
     message = f"Reading the prompts; then {layers} layers, {len(pairs)} pairs each"
     yield Progress(stage=SWEEP_STAGE, done=0, total=total, message=message)
-    for layer in range(layers):
-        for pair in pairs:
-            (profile,) = measurements.profile(layer, (pair,))
+    with closing(measurements.profile_many(range(layers), pairs)) as measured:
+        for profile in measured:
             profiles.append(profile)
-            yield Progress(
-                stage=SWEEP_STAGE,
-                done=len(profiles),
-                total=total,
-                reused=min(measurements.reused, len(profiles)),
-                message=f"Layer {layer}, {profile.pair.name}",
-                event=profile,
-            )
+            message = f"Layer {profile.layer}, {profile.pair.name}"
+            yield measurements.progress(SWEEP_STAGE, len(profiles), total, message=message, event=profile)
     return tuple(profiles)

@@ -17,6 +17,9 @@ from kvtuner_core.store import Store
 DATA_FOLDER = Path(__file__).resolve().parents[2] / "data"
 """The project's `data` folder."""
 
+MOST_WORKERS = 256
+"""Most worker processes that this machine is asked to start."""
+
 _STORE_NAME = "kvtuner.duckdb"
 
 
@@ -28,6 +31,8 @@ class Settings:
         home: Folder of converted models and, by default, of the store.
         store_path: The store's file, or ``None`` for one in memory.
         scheduler: Address of an existing Dask scheduler such as ``tcp://host:8786``, or ``None``.
+        workers: Worker processes that share the CPU, or most of those with a GPU each; ``None`` means
+            one, or one per GPU.
         model_roots: Folders in which local models and prompt files may lie; ``None`` means anywhere,
             an empty tuple nowhere.
     """
@@ -35,11 +40,12 @@ class Settings:
     home: Path
     store_path: Path | None
     scheduler: str | None = None
+    workers: int | None = None
     model_roots: tuple[Path, ...] | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None, *, loopback: bool = True) -> "Settings":
-        """Read ``KVTUNER_HOME``, ``KVTUNER_STORE``, ``KVTUNER_SCHEDULER`` and ``KVTUNER_MODEL_ROOTS``.
+        """Read the variables ``KVTUNER_HOME``, ``_STORE``, ``_SCHEDULER``, ``_WORKERS`` and ``_MODEL_ROOTS``.
 
         Args:
             environ: The variables, by default those of this process.
@@ -55,7 +61,13 @@ class Settings:
         roots = _roots(variables.get("KVTUNER_MODEL_ROOTS", ""))
         if roots is None and not loopback:
             roots = ()
-        return cls(home=home, store_path=store, scheduler=variables.get("KVTUNER_SCHEDULER") or None, model_roots=roots)
+        return cls(
+            home=home,
+            store_path=store,
+            scheduler=variables.get("KVTUNER_SCHEDULER") or None,
+            workers=_workers(variables.get("KVTUNER_WORKERS", "")),
+            model_roots=roots,
+        )
 
     def with_store(self, path: Path | None) -> "Settings":
         """These settings with another store file."""
@@ -69,6 +81,14 @@ class Settings:
     def model_cache(self) -> Path:
         """Folder in which converted models are kept."""
         return self.home / "models"
+
+
+def _workers(text: str) -> int | None:
+    if not text.strip():
+        return None
+    if not text.strip().isdecimal() or not 1 <= int(text) <= MOST_WORKERS:
+        raise InputError(f"KVTUNER_WORKERS must be a whole number from 1 to {MOST_WORKERS}; got {text!r}.")
+    return int(text)
 
 
 def _roots(text: str) -> tuple[Path, ...] | None:
@@ -132,7 +152,10 @@ class Workspace:
             compute = InlineCompute(cache_dir=settings.model_cache, roots=settings.model_roots)
         else:
             compute = DaskCompute(
-                cache_dir=settings.model_cache, roots=settings.model_roots, scheduler=settings.scheduler
+                cache_dir=settings.model_cache,
+                roots=settings.model_roots,
+                scheduler=settings.scheduler,
+                processes=settings.workers,
             )
         return cls(settings=settings, store=store, compute=compute, queue=JobQueue(store))
 

@@ -1,8 +1,10 @@
 """The one way in which every solver is run: it asks for policies, is told their scores, and asks again."""
 
 from collections.abc import Generator, Iterator
+from contextlib import closing
 
 from kvtuner_core.domain.memory import effective_bits
+from kvtuner_core.domain.metrics import PolicyScore
 from kvtuner_core.domain.model import LayerGeometry
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.ports import Scorer
@@ -19,11 +21,12 @@ def answered(
     """Score what a solver asks; yields each new candidate once it is scored, until the evaluations are used up.
 
     A policy that was asked before is answered again without an evaluation, so a count of
-    evaluations is a count of different policies, whichever the solver.
+    evaluations is a count of different policies, whichever the solver. The policies of a batch
+    may be scored at once; candidates come in the order in which they were asked for.
 
     Args:
         asking: The solver.
-        scorer: Scores a policy on the calibration prompts.
+        scorer: Scores policies on the calibration prompts.
         geometry: Cache geometry per layer.
         evaluations: Most policies to score.
     """
@@ -31,13 +34,14 @@ def answered(
     try:
         batch = next(asking, ())
         while batch:
-            for policy in batch:
-                if policy in known:
-                    continue
-                known[policy] = _scored(scorer, policy, geometry, order=len(known))
-                yield known[policy]
-                if len(known) == evaluations:
-                    return
+            new = tuple(dict.fromkeys(policy for policy in batch if policy not in known))
+            new = new[: evaluations - len(known)]
+            with closing(scorer.score_many(new)) as scores:
+                for policy, score in zip(new, scores, strict=True):
+                    known[policy] = _candidate(policy, score, geometry, order=len(known))
+                    yield known[policy]
+            if len(known) == evaluations:
+                return
             batch = asking.send(tuple(known[policy] for policy in batch))
     except StopIteration:
         return
@@ -45,12 +49,12 @@ def answered(
         asking.close()
 
 
-def _scored(scorer: Scorer, policy: KVPolicy, geometry: tuple[LayerGeometry, ...], *, order: int) -> Candidate:
+def _candidate(policy: KVPolicy, score: PolicyScore, geometry: tuple[LayerGeometry, ...], *, order: int) -> Candidate:
     return Candidate(
         policy=policy,
         origin=CandidateOrigin.SEARCH,
         nominal_bits=policy.nominal_bits,
         effective_bits=effective_bits(policy, geometry),
-        calibration=scorer.score(policy),
+        calibration=score,
         order=order,
     )

@@ -1,6 +1,7 @@
 """A `Compute` that counts, and can die in the middle, around one that works."""
 
 from kvtuner_core.domain.tasks import ProfileTask, ScoreTask
+from kvtuner_core.errors import CancelledError
 
 
 class Killed(BaseException):
@@ -20,6 +21,12 @@ class CountingCompute:
             raise Killed
         self.tasks.append(task)
         return self.inner.run(task, emit=emit, cancelled=cancelled)
+
+    def run_many(self, tasks, *, report, cancelled=None):  # noqa: ARG002 - the inner one has the model
+        for index, task in enumerate(tasks):
+            if cancelled is not None and cancelled():
+                raise CancelledError("cancelled")
+            yield index, self.run(task, cancelled=cancelled)
 
     def count(self, kind):
         return sum(isinstance(task, kind) for task in self.tasks)

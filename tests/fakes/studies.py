@@ -7,6 +7,7 @@ policy is about the sum of its layers' effects, with noise over the prompts.
 import hashlib
 import math
 import zlib
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -135,6 +136,11 @@ class SyntheticScorer:
     prompts: int = 6
     suffix_tokens: int = 24
     seed: int = 0
+
+    def score_many(self, policies: Sequence[KVPolicy]) -> Generator[PolicyScore, None, None]:
+        """The synthetic score of each policy, in order."""
+        for policy in policies:
+            yield self.score(policy)
 
     def score(self, policy: KVPolicy) -> PolicyScore:
         """The synthetic score of ``policy``."""

@@ -4,11 +4,12 @@ from kvtuner_core.domain.runs import Progress
 from kvtuner_core.jobs.pace import Pace
 
 
-def pace(*steps, start=0.0, stage="search", total=100):
+def pace(*steps, start=0.0, stage="search", total=100, together=1):
     measured = Pace()
     measured.start(start)
     for now, done, reused in steps:
-        measured.record(Progress(stage=stage, done=done, total=total, reused=reused), now=now)
+        progress = Progress(stage=stage, done=done, total=total, reused=reused, together=together)
+        measured.record(progress, now=now)
     return measured
 
 
@@ -58,3 +59,13 @@ def test_a_new_stage_starts_afresh():
 
 def test_an_unknown_total_promises_nothing():
     assert pace((1.0, 1, 0), (2.0, 2, 0), total=0).seconds_left(2.0) is None
+
+
+def test_units_that_end_in_bursts_share_their_time():
+    steps = [(burst + late, done, 0) for burst in (30.0, 32.0, 34.0, 36.0) for late, done in ((0.0, 0), (0.01, 1))]
+    steps = [(now, number + 1, 0) for number, (now, _, _) in enumerate(steps)]
+    assert pace(*steps[:2], total=20, together=2).seconds_left(30.01) is None
+    measured = pace(*steps, total=20, together=2)
+    # Two units every two seconds, twelve left.
+    assert measured.seconds_left(36.01) == pytest.approx(12.0, abs=0.1)
+    assert pace(*steps, total=20).seconds_left(36.01) < 1.0, "Taken for one after the other, half of them took no time."

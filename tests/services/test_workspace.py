@@ -12,12 +12,14 @@ def test_settings_come_from_the_environment(tmp_path):
             "KVTUNER_HOME": str(tmp_path),
             "KVTUNER_STORE": str(tmp_path / "x.duckdb"),
             "KVTUNER_SCHEDULER": "tcp://host:8786",
+            "KVTUNER_WORKERS": "3",
             "KVTUNER_MODEL_ROOTS": f"{tmp_path}:{tmp_path}",
         }
     )
     assert settings.model_cache == tmp_path / "models"
     assert settings.store_path == tmp_path / "x.duckdb"
     assert settings.scheduler == "tcp://host:8786"
+    assert settings.workers == 3
     assert settings.model_roots == (tmp_path, tmp_path)
 
 
@@ -30,6 +32,13 @@ def test_without_variables_local_models_may_lie_anywhere_on_loopback_only():
 def test_a_root_must_exist(tmp_path):
     with pytest.raises(InputError, match="KVTUNER_MODEL_ROOTS must name existing folders"):
         Settings.from_environment({"KVTUNER_MODEL_ROOTS": str(tmp_path / "gone")})
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "257", "²"])
+def test_workers_are_a_number_of_processes(text):
+    with pytest.raises(InputError, match="KVTUNER_WORKERS must be a whole number from 1 to 256; got"):
+        Settings.from_environment({"KVTUNER_WORKERS": text})
+    assert Settings.from_environment({}).workers is None
 
 
 def test_roots_allow_what_lies_in_them(tmp_path):

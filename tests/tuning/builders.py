@@ -1,6 +1,6 @@
 """Short ways to write profiles, spaces and scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 
 from kvtuner_core.domain.metrics import ErrorProfile, Interval, PolicyScore
 from kvtuner_core.domain.model import LayerGeometry
@@ -74,6 +74,10 @@ class TableScorer:
         self.weights = weights
         self.fault = fault
         self.asked: list[tuple[str, ...]] = []
+
+    def score_many(self, policies: Sequence[KVPolicy]) -> Generator[PolicyScore, None, None]:
+        for policy in policies:
+            yield self.score(policy)
 
     def score(self, policy: KVPolicy) -> PolicyScore:
         names = tuple(layer.name for layer in policy.layers)

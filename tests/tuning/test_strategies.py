@@ -134,3 +134,19 @@ def test_a_solver_is_closed_when_the_evaluations_are_used_up():
 
 def test_the_groups_of_this_file_can_be_enumerated():
     assert 5 ** (LAYERS // 2) <= MOST_ENUMERATED
+
+
+def test_a_batch_is_cut_to_the_evaluations_left_before_any_of_it_is_scored():
+    policies = [KVPolicy.uniform(name, layers=1, scheme=SCHEME) for name in ("KV8", "KV4", "KV2")]
+    batches = []
+
+    class Batches(TableScorer):
+        def score_many(self, policies):
+            batches.append(list(policies))
+            return super().score_many(policies)
+
+    def asking():
+        yield tuple(policies)
+
+    assert len(list(answered(asking(), Batches((1.0,)), geometry(1), evaluations=2))) == 2
+    assert batches == [policies[:2]]

@@ -1,0 +1,92 @@
+"""Measurements as they come in from several workers, in any order."""
+
+import pytest
+
+from kvtuner_core.domain.policy import KVPolicy
+from kvtuner_core.domain.precision import candidate_pairs
+from kvtuner_core.domain.study import SweepSpec
+from kvtuner_core.errors import CancelledError, ComputeError
+from kvtuner_core.services.measuring import Measurements
+from kvtuner_core.services.requests import calibration_session
+from kvtuner_core.services.work import never
+from tests.compute.runners import measured, report
+from tests.fakes.measurements import profile
+
+POLICIES = [KVPolicy.uniform(pair, layers=4, scheme=SweepSpec().scheme) for pair in candidate_pairs((2, 4, 8))]
+
+
+class Backwards:
+    """A compute whose last task is done first."""
+
+    def __init__(self):
+        self.given = []
+
+    def run_many(self, tasks, *, report, cancelled):  # noqa: ARG002 - there is no model
+        for index, task in reversed(tuple(enumerate(tasks))):
+            self.given.append(task)
+            if hasattr(task, "policy"):
+                yield index, measured(task.policy)
+            else:
+                yield index, (profile(task.layer, task.pairs[0].name),)
+
+    def workers(self):
+        return ("one", "two", "three")
+
+
+@pytest.fixture
+def compute():
+    return Backwards()
+
+
+@pytest.fixture
+def measurements(ws, compute):
+    def make(cancelled=never):
+        evaluation = calibration_session(ws, SweepSpec(limit=2))
+        return Measurements(
+            store=ws.store, compute=compute, evaluation=evaluation, report=report(), cancelled=cancelled
+        )
+
+    return make
+
+
+def test_scores_come_in_the_order_asked_for_and_are_stored_when_they_are_done(measurements):
+    taken = measurements()
+    scores = taken.score_many(POLICIES)
+    assert next(scores) == measured(POLICIES[0])
+    # The first was done last: all the others are safe in the store already, and count as done.
+    assert all(taken.known_score(policy) == measured(policy) for policy in POLICIES)
+    step = taken.progress("search", 1, 9, message="", event=None)
+    assert (step.done, step.reused, step.together) == (9, 0, 3)
+    assert list(scores) == [measured(policy) for policy in POLICIES[1:]]
+    assert taken.ahead == 0
+
+
+def test_profiles_come_layer_by_layer(measurements):
+    pairs = candidate_pairs((4, 8))
+    taken = [(one.layer, one.pair) for one in measurements().profile_many((2, 0), pairs)]
+    assert taken == [(layer, pair) for layer in (2, 0) for pair in pairs]
+
+
+def test_what_is_asked_twice_or_known_is_measured_once(measurements, compute):
+    first = measurements()
+    list(first.score_many(POLICIES[:2]))
+    assert first.reused == 0
+    second = measurements()
+    wanted = [POLICIES[3], POLICIES[0], POLICIES[3], POLICIES[1]]
+    assert list(second.score_many(wanted)) == [measured(policy) for policy in wanted]
+    assert [task.policy for task in compute.given] == [POLICIES[1], POLICIES[0], POLICIES[3]]
+    assert second.reused == 3
+
+
+def test_nothing_new_begins_once_it_is_cancelled(measurements, compute):
+    list(measurements().score_many(POLICIES[:2]))
+    assert len(list(measurements(lambda: True).score_many(POLICIES[:2]))) == 2
+    with pytest.raises(CancelledError, match="what was finished is kept"):
+        list(measurements(lambda: True).score_many(POLICIES[:3]))
+    assert len(compute.given) == 2
+
+
+def test_an_answer_of_another_kind_is_refused(measurements, compute, monkeypatch):
+    monkeypatch.setattr(compute, "run_many", lambda *_args, **_rest: iter(((0, ()),)))
+    with pytest.raises(ComputeError, match="must answer with a PolicyScore; got a tuple"):
+        measurements().score(POLICIES[0])
