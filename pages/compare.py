@@ -9,7 +9,7 @@ from kvtuner_core.domain.runs import RunKind
 from kvtuner_core.domain.tasks import GenerateTask
 from kvtuner_core.errors import InputError
 from kvtuner_core.services import generating, models
-from pages.components import address, failures, frame, generations, headlines, policies, requests, speed, stored
+from pages.components import address, failures, frame, generations, headlines, policies, requests, schemes, speed, stored
 from pages.components.workspace import workspace
 
 PAGE = "compare"
@@ -50,7 +50,7 @@ def uniform() -> Choice:
     with left:
         spec = requests.model_spec()
     with right:
-        scheme = requests.scheme()
+        scheme = schemes.scheme()
     pairs = {pair.name: f"uniform {pair.name}" for pair in BASELINE_PAIRS}
     chosen = address.choose_many("Policies, one or two", pairs, name="pair", page=PAGE, default=("K4V4",), most=MOST)
     layers = len(models.describe(workspace(), spec.reference).layers)

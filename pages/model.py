@@ -6,7 +6,7 @@ from kvtuner_core import figures
 from kvtuner_core.domain.model import ModelInfo, ModelSpec
 from kvtuner_core.domain.tasks import ModelReport
 from kvtuner_core.services import models, results
-from pages.components import address, charts, failures, frame, jobs, prompt_files, requests
+from pages.components import address, charts, failures, frame, jobs, prompt_files, requests, schemes
 from pages.components.wording import moment, plain, size
 from pages.components.workspace import workspace
 
@@ -69,7 +69,7 @@ def memory(info: ModelInfo, report: ModelReport | None) -> None:
     st.subheader("What the cache costs", anchor=False)
     form, picture = st.columns([2, 3], gap="large")
     with form:
-        scheme = requests.scheme()
+        scheme = schemes.scheme()
         batch = address.whole("Batch, sequences", (1, 4096), name="batch", page=PAGE, value=8)
         context = address.whole("Context, tokens of each", (1, 1_048_576), name="context", page=PAGE, value=4096)
         if context > info.max_positions:

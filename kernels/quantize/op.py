@@ -34,6 +34,7 @@ class Packed:
         granularity: What one scale covers.
         group_size: Values that share a scale.
         head_dim: Values of a row before packing, ``D``.
+        rotated: Whether the codes are those of the rows times a Hadamard matrix.
     """
 
     codes: Tensor
@@ -43,6 +44,7 @@ class Packed:
     granularity: Granularity
     group_size: int
     head_dim: int
+    rotated: bool = False
 
     @property
     def tokens(self) -> int:
@@ -58,6 +60,7 @@ def quantize(
     group_size: int,
     symmetric: bool = False,
     scale_dtype: torch.dtype = torch.float16,
+    rotated: bool = False,
 ) -> Packed:
     """Quantise ``x`` and pack the codes.
 
@@ -75,6 +78,8 @@ def quantize(
         group_size: Values that share a scale; divides D (``token``) or T (``channel``).
         symmetric: Whether the offset is left out.
         scale_dtype: Storage type of scale and offset, float16 or float32.
+        rotated: Whether the rows are multiplied by an orthonormal Hadamard matrix along D first;
+            it is block-diagonal where D is no power of two.
 
     Returns:
         The packed tensor; none of its tensors shares storage with ``x``.
@@ -84,7 +89,12 @@ def quantize(
     """
     _check(x, bits=bits, granularity=granularity, group_size=group_size, scale_dtype=scale_dtype)
     codes, scale, offset = reference.quantize(
-        x, bits=bits, granularity=granularity, group_size=group_size, symmetric=symmetric, scale_dtype=scale_dtype
+        reference.rotate(x) if rotated else x,
+        bits=bits,
+        granularity=granularity,
+        group_size=group_size,
+        symmetric=symmetric,
+        scale_dtype=scale_dtype,
     )
     return Packed(
         codes=codes,
@@ -94,6 +104,7 @@ def quantize(
         granularity=granularity,
         group_size=group_size,
         head_dim=x.shape[-1],
+        rotated=rotated,
     )
 
 
@@ -127,6 +138,8 @@ def from_codes(
 def dequantize(packed: Packed, *, dtype: torch.dtype) -> Tensor:
     """The values of a packed tensor, ``code * scale + offset`` in float32, then rounded to ``dtype``.
 
+    Rows that were rotated are rotated back, in float32, too.
+
     Args:
         packed: What `quantize` returned.
         dtype: Type of the result; a value beyond its finite range becomes its largest number.
@@ -134,15 +147,16 @@ def dequantize(packed: Packed, *, dtype: torch.dtype) -> Tensor:
     Returns:
         ``[B, H, T, D]``, a new tensor.
     """
-    return reference.dequantize(
+    values = reference.dequantize(
         packed.codes,
         packed.scale,
         packed.offset,
         bits=packed.bits,
         granularity=packed.granularity,
         head_dim=packed.head_dim,
-        dtype=dtype,
+        dtype=torch.float32 if packed.rotated else dtype,
     )
+    return reference.rotate(values, dtype=dtype) if packed.rotated else values
 
 
 def simulate(
@@ -153,15 +167,22 @@ def simulate(
     group_size: int,
     symmetric: bool = False,
     scale_dtype: torch.dtype = torch.float16,
+    rotated: bool = False,
 ) -> Tensor:
     """``dequantize(quantize(x))`` in the dtype of ``x``, without packing; equal to it in every value.
 
     Arguments and errors are those of `quantize`; the result is ``[B, H, T, D]``, a new tensor.
     """
     _check(x, bits=bits, granularity=granularity, group_size=group_size, scale_dtype=scale_dtype)
-    return reference.simulate(
-        x, bits=bits, granularity=granularity, group_size=group_size, symmetric=symmetric, scale_dtype=scale_dtype
+    values = reference.simulate(
+        reference.rotate(x) if rotated else x,
+        bits=bits,
+        granularity=granularity,
+        group_size=group_size,
+        symmetric=symmetric,
+        scale_dtype=scale_dtype,
     )
+    return reference.rotate(values, dtype=x.dtype) if rotated else values
 
 
 def _check(x: Tensor, *, bits: int, granularity: str, group_size: int, scale_dtype: torch.dtype) -> None:

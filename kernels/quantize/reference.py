@@ -19,6 +19,12 @@ hold neighbouring channels; the last plane is padded with zeros. With ``c`` the 
 
 Asymmetric codes are 0 to 2^b - 1. Symmetric ones are -(2^(b-1) - 1) to 2^(b-1) - 1, stored with
 2^(b-1) added.
+
+A rotated tensor is one whose rows were multiplied by an orthonormal Hadamard matrix before they
+were quantised; dequantising multiplies by it again, since it is its own inverse::
+
+    H_1 = 1      H_2n = | H_n   H_n |  / sqrt(2)      rows of D = m * n values, n the largest power
+                        | H_n  -H_n |                 of two in D: m blocks, each times H_n
 """
 
 from typing import Literal
@@ -89,6 +95,23 @@ def simulate(
     )
     values = _values(_codes(grouped, scale, offset, bits), scale, offset)
     return _finite(_ungroup(values, granularity), x.dtype, scale_dtype)
+
+
+def rotate(x: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Rows ``[..., D]`` times the block-diagonal Hadamard matrix, computed in float32; a new tensor.
+
+    Sums are formed in one order whatever the shape, so that a row gives the same bits alone and
+    among others.
+    """
+    size = x.shape[-1]
+    block = size & -size
+    turned = x.float()
+    half = 1
+    while half < block:
+        left, right = turned.reshape(*x.shape[:-1], size // (2 * half), 2, half).unbind(-2)
+        turned = torch.stack((left + right, left - right), dim=-2)
+        half *= 2
+    return _finite(turned.reshape(x.shape) * block**-0.5, dtype, torch.float32)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -180,6 +203,6 @@ def _values(codes: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
 def _finite(values: Tensor, dtype: torch.dtype, scale_dtype: torch.dtype) -> Tensor:
     # Only these types can overflow: the largest code of a float16 scale and offset is far below bfloat16's limit.
     if dtype == torch.float16 or scale_dtype == torch.float32:
-        limit = torch.finfo(dtype).max
+        limit = min(torch.finfo(dtype).max, torch.finfo(values.dtype).max)
         values = values.clamp_(-limit, limit)
     return values.to(dtype)

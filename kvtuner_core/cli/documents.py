@@ -62,6 +62,8 @@ def scheme(value: QuantScheme) -> Document:
         "residual_length": value.residual_length,
         "sink_length": value.sink_length,
         "scale_dtype": str(value.scale_dtype),
+        "residual_share": value.residual_share,
+        "rotation": str(value.rotation),
     }
 
 
@@ -199,6 +201,9 @@ def constraints(result: SearchResult) -> Document:
         "max_pairs": bounds.max_pairs,
         "forbidden": [str(rule) for rule in bounds.forbidden],
         "pinned": [str(rule) for rule in bounds.pinned],
+        "memory": None
+        if bounds.memory is None
+        else {"max_gib": bounds.memory.max_gib, "batch": bounds.memory.batch, "context": bounds.memory.context},
     }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from kvtuner_core.domain.model import BUNDLED_MODEL, DeviceChoice, DtypeChoice, ModelSpec
-from kvtuner_core.domain.scheme import QuantScheme
+from kvtuner_core.domain.scheme import QuantScheme, Rotation
 from kvtuner_core.domain.study import GroupingOptions, NoiseRule, PruningOptions, SweepSpec
 from kvtuner_core.errors import InputError, SchemeError, StoreError
 from kvtuner_core.services.workspace import Settings, Workspace
@@ -55,6 +55,19 @@ def add_scheme(parser: argparse.ArgumentParser, *, default: str | None = "per-to
     )
     group.add_argument("--symmetric", action="store_true", help="no offsets, codes centred on zero")
     group.add_argument("--sinks", type=int, default=0, metavar="N", help="first tokens in full precision")
+    group.add_argument(
+        "--residual-share",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="newest share of the context in full precision, 0 to 0.5, where it is more than --residual",
+    )
+    group.add_argument(
+        "--rotation",
+        choices=[str(rotation) for rotation in Rotation],
+        default=str(Rotation.NONE),
+        help="sides turned by a Hadamard transform before they are quantised",
+    )
 
 
 def add_cut(parser: argparse.ArgumentParser, *, prompts: str, limit: int | None, suffix: int) -> None:
@@ -112,8 +125,9 @@ def scheme(args: argparse.Namespace) -> QuantScheme | None:
     Raises:
         SchemeError: If its parts do not go together.
     """
-    refined = args.group_size is not None or args.residual is not None or args.symmetric or args.sinks
-    if args.scheme is None and not refined:
+    rotation = Rotation(args.rotation)
+    whole = (args.symmetric, args.sinks, args.residual_share, rotation is not Rotation.NONE)
+    if args.scheme is None and args.group_size is None and args.residual is None and not any(whole):
         return None
     kivi = args.scheme == "kivi"
     residual = args.residual if args.residual is not None else (32 if kivi else 0)
@@ -123,9 +137,16 @@ def scheme(args: argparse.Namespace) -> QuantScheme | None:
             residual_length=residual,
             symmetric=args.symmetric,
             sink_length=args.sinks,
+            residual_share=args.residual_share,
+            rotation=rotation,
         )
     return QuantScheme.per_token(
-        group_size=args.group_size, residual_length=residual, symmetric=args.symmetric, sink_length=args.sinks
+        group_size=args.group_size,
+        residual_length=residual,
+        symmetric=args.symmetric,
+        sink_length=args.sinks,
+        residual_share=args.residual_share,
+        rotation=rotation,
     )
 
 

@@ -32,6 +32,8 @@ _REFINEMENTS = (
     ("residual", None, "residual_length"),
     ("symmetric", False, "symmetric"),
     ("sinks", 0, "sink_length"),
+    ("residual_share", 0.0, "residual_share"),
+    ("rotation", "none", "rotation"),
 )
 """Options of a scheme, what they are where nobody gave them, and the fields that they set."""
 

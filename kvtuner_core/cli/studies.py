@@ -8,9 +8,9 @@ from kvtuner_core.cli import documents
 from kvtuner_core.cli.options import Parser, add_common, add_sweep, open_workspace, sweep_spec
 from kvtuner_core.cli.output import Output, table
 from kvtuner_core.domain.objective import Objective
-from kvtuner_core.domain.strategy import Constraints, LayerPair, SearchStrategy
+from kvtuner_core.domain.strategy import Constraints, LayerPair, MemoryBound, SearchStrategy
 from kvtuner_core.domain.study import Candidate, SearchResult, SearchSpec, SweepResult
-from kvtuner_core.errors import KVTunerError
+from kvtuner_core.errors import InputError, KVTunerError
 from kvtuner_core.services import trust
 from kvtuner_core.services.files import write_atomically
 from kvtuner_core.services.results import DEMO_RUN, group_of
@@ -50,6 +50,9 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--evaluations", type=int, default=spec.evaluations, metavar="N", help="policies to score")
     group.add_argument("--population", type=int, default=spec.population, metavar="P", help="of a generation")
     group.add_argument("--max-bits", type=float, metavar="X", help="largest effective bits of a candidate")
+    group.add_argument("--max-gib", type=float, metavar="Y", help="most GiB of the cache at --batch and --context")
+    group.add_argument("--batch", type=int, metavar="B", help="sequences served together (default: 1)")
+    group.add_argument("--context", type=int, metavar="L", help="tokens of each sequence (default: 8192)")
     group.add_argument("--max-pairs", type=int, metavar="N", help="most different pairs in one policy")
     group.add_argument(
         "--forbid", type=_rule, action="append", default=[], metavar="LAYER:PAIR", help="such as 0:K4V2; repeatable"
@@ -97,9 +100,22 @@ def search_spec(args: argparse.Namespace) -> SearchSpec:
         evaluation_limit=args.evaluation_limit,
         evaluation_suffix_tokens=args.evaluation_suffix_tokens,
         strategy=SearchStrategy(args.strategy),
-        constraints=Constraints(max_pairs=args.max_pairs, forbidden=tuple(args.forbid), pinned=tuple(args.pin)),
+        constraints=Constraints(
+            max_pairs=args.max_pairs, forbidden=tuple(args.forbid), pinned=tuple(args.pin), memory=_memory(args)
+        ),
         objective=Objective(args.objective),
     )
+
+
+def _memory(args: argparse.Namespace) -> MemoryBound | None:
+    given = {name: value for name in ("batch", "context") if (value := getattr(args, name)) is not None}
+    if args.max_gib is not None:
+        return MemoryBound(max_gib=args.max_gib, **given)
+    if given:
+        raise InputError(
+            f"--{next(iter(given))} says where --max-gib holds; got no --max-gib. Give one, or leave it out."
+        )
+    return None
 
 
 def run_search(args: argparse.Namespace, out: Output) -> None:

@@ -42,9 +42,15 @@ class StoredTokens:
     stale: int = 0
 
 
-def packed_until(scheme: QuantScheme, tokens: int, *, sinks: int = 0) -> int:
-    """Index of the first of ``tokens`` tokens that is not quantised yet, ``sinks`` of them left out."""
-    return sinks + max(0, tokens - sinks - scheme.residual_length) // scheme.flush_tokens * scheme.flush_tokens
+def packed_until(scheme: QuantScheme, tokens: int, *, sinks: int = 0, sliding_window: int | None = None) -> int:
+    """Index of the first of ``tokens`` tokens that is not quantised yet, ``sinks`` of them left out.
+
+    It never falls as tokens come, so each token is quantised once. A window that is a share of the
+    context is, in a sliding-window layer, that share of the tokens that the next query sees.
+    """
+    seen = tokens if sliding_window is None else min(tokens, sliding_window - 1)
+    ready = max(0, tokens - sinks - scheme.window_tokens(seen))
+    return sinks + ready // scheme.flush_tokens * scheme.flush_tokens
 
 
 def stored_tokens(scheme: QuantScheme, tokens: int, sliding_window: int | None = None) -> StoredTokens:
@@ -60,7 +66,7 @@ def stored_tokens(scheme: QuantScheme, tokens: int, sliding_window: int | None =
         return StoredTokens(sinks=sinks, packed=end - sinks, window=tokens - end)
     first_visible = max(0, tokens - (sliding_window - 1))
     start = first_visible // scheme.flush_tokens * scheme.flush_tokens
-    end = max(start, packed_until(scheme, tokens))
+    end = max(start, packed_until(scheme, tokens, sliding_window=sliding_window))
     return StoredTokens(sinks=0, packed=end - start, window=tokens - end, stale=first_visible - start)
 
 
@@ -135,6 +141,7 @@ def check_layers(policy: KVPolicy, layers: Sequence[LayerGeometry]) -> None:
             (policy.scheme.key_granularity, geometry.key_dim),
             (policy.scheme.value_granularity, geometry.value_dim),
         ):
+            policy.scheme.check_head(head_dim)
             if granularity is Granularity.TOKEN:
                 policy.scheme.token_group(head_dim)
 
@@ -187,6 +194,12 @@ def effective_bits(policy: KVPolicy, layers: Sequence[LayerGeometry]) -> float:
 
 
 def bytes_per_token(policy: KVPolicy, layers: Sequence[LayerGeometry]) -> float:
-    """Bytes that one more token adds to one sequence's cache before any sliding window is full."""
+    """Bytes that one more token adds to one sequence's cache before any sliding window is full, in the mean.
+
+    A window that is a share of the context takes its share of each token in full precision.
+    """
     scalars = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in layers)
-    return effective_bits(policy, layers) * scalars / 8
+    share = policy.scheme.residual_share
+    packed = effective_bits(policy, layers)
+    bits = packed if not share else (1 - share) * packed + share * FULL_BITS
+    return bits * scalars / 8

@@ -7,6 +7,12 @@ from kvtuner_core.errors import SchemeError
 
 MAX_WINDOW = 1_048_576
 
+MAX_SHARE = 0.5
+"""Largest share of the context that a window may keep in full precision."""
+
+_SHARE_UNIT = 10_000
+"""Shares are whole numbers of 1 / 10,000, so that windows are exact in whole numbers."""
+
 
 class Granularity(StrEnum):
     """What one scale covers.
@@ -42,9 +48,22 @@ class PrefillMode(StrEnum):
     QUANTISED = "quantised"
 
 
+class Rotation(StrEnum):
+    """Which sides are turned by an orthonormal Hadamard transform before they are quantised.
+
+    ``x' = H dequantised(quantised(H x))`` with ``H`` along head_dim, its own inverse; keys after RoPE.
+    The transform spreads an outlier channel over all channels of a block, so that it widens the
+    range of one per-token group less. The block is the largest power of two that divides head_dim.
+    """
+
+    NONE = "none"
+    KEYS = "keys"
+    KEYS_AND_VALUES = "keys-and-values"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantScheme:
-    """Granularity of keys and of values, group size, symmetry, residual window and sinks.
+    """Granularity of keys and of values, group size, symmetry, rotation, residual window and sinks.
 
     Attributes:
         key_granularity: What one key scale covers.
@@ -59,6 +78,10 @@ class QuantScheme:
         sink_length: First tokens kept in full precision (not in sliding-window layers, which
             forget them).
         scale_dtype: Storage type of scales and offsets.
+        residual_share: Share of the context that is kept in full precision where that is more than
+            ``residual_length``: the newest ``ceil(share x tokens)`` of the tokens that a layer sees.
+            From 0 to 0.5, to four decimals (the window of KVmix, arXiv 2506.08018).
+        rotation: Which sides are rotated before they are quantised; full-precision tokens never are.
     """
 
     key_granularity: Granularity
@@ -68,6 +91,8 @@ class QuantScheme:
     residual_length: int = 0
     sink_length: int = 0
     scale_dtype: ScaleDtype = ScaleDtype.FLOAT16
+    residual_share: float = 0.0
+    rotation: Rotation = Rotation.NONE
 
     def __post_init__(self) -> None:
         for name in ("residual_length", "sink_length"):
@@ -79,6 +104,12 @@ class QuantScheme:
                 raise SchemeError("group_size must be given where a side is grouped per channel; got none. Use 32.")
         elif type(self.group_size) is not int or not 2 <= self.group_size <= 4096:
             raise SchemeError(f"group_size must be a whole number from 2 to 4096; got {self.group_size!r}. Use 32.")
+        share = self.residual_share
+        if type(share) not in (int, float) or not 0 <= share <= MAX_SHARE or round(share, 4) != share:
+            raise SchemeError(
+                f"residual_share must be a share of the context from 0 to {MAX_SHARE} with four decimals at most; "
+                f"got {share!r}. Use 0.1."
+            )
 
     @classmethod
     def per_token(
@@ -88,6 +119,8 @@ class QuantScheme:
         residual_length: int = 0,
         symmetric: bool = False,
         sink_length: int = 0,
+        residual_share: float = 0.0,
+        rotation: Rotation = Rotation.NONE,
     ) -> "QuantScheme":
         """KVTuner's per-token scheme: one group per token and head, no residual window."""
         return cls(
@@ -97,6 +130,8 @@ class QuantScheme:
             symmetric=symmetric,
             residual_length=residual_length,
             sink_length=sink_length,
+            residual_share=residual_share,
+            rotation=rotation,
         )
 
     @classmethod
@@ -107,6 +142,8 @@ class QuantScheme:
         residual_length: int = 32,
         symmetric: bool = False,
         sink_length: int = 0,
+        residual_share: float = 0.0,
+        rotation: Rotation = Rotation.NONE,
     ) -> "QuantScheme":
         """KIVI (arXiv 2402.02750): keys per channel, values per token, groups and window of 32."""
         return cls(
@@ -116,6 +153,8 @@ class QuantScheme:
             symmetric=symmetric,
             residual_length=residual_length,
             sink_length=sink_length,
+            residual_share=residual_share,
+            rotation=rotation,
         )
 
     @property
@@ -127,6 +166,26 @@ class QuantScheme:
     def flush_tokens(self) -> int:
         """Tokens that leave the residual window together: a whole group per channel, else one."""
         return (self.group_size or 1) if self.has_channel_groups else 1
+
+    @property
+    def rotates_keys(self) -> bool:
+        """Whether keys are rotated before they are quantised."""
+        return self.rotation is not Rotation.NONE
+
+    @property
+    def rotates_values(self) -> bool:
+        """Whether values are rotated before they are quantised."""
+        return self.rotation is Rotation.KEYS_AND_VALUES
+
+    @property
+    def has_window(self) -> bool:
+        """Whether newest tokens are kept in full precision."""
+        return self.residual_length > 0 or self.residual_share > 0
+
+    def window_tokens(self, tokens: int) -> int:
+        """Newest tokens kept in full precision of ``tokens`` tokens that a layer sees; more only to fill a group."""
+        units = round(self.residual_share * _SHARE_UNIT)
+        return max(self.residual_length, -(-units * tokens // _SHARE_UNIT))
 
     @property
     def name(self) -> str:
@@ -144,9 +203,18 @@ class QuantScheme:
             parts.append("symmetric")
         if self.residual_length:
             parts.append(f"{self.residual_length} newest tokens in full precision")
+        if self.residual_share:
+            parts.append(f"newest {100 * self.residual_share:g}% of the context in full precision")
         if self.sink_length:
             parts.append(f"{self.sink_length} first tokens in full precision")
+        if self.rotation is not Rotation.NONE:
+            parts.append(f"{self.rotation.value.replace('-', ' ')} rotated")
         return ", ".join(parts)
+
+    def check_head(self, head_dim: int) -> None:
+        """Raise `SchemeError` unless heads of ``head_dim`` values can be rotated where they have to be."""
+        if self.rotation is not Rotation.NONE and head_dim % 2:
+            raise SchemeError(f"rotation needs an even head_dim; this model's is {head_dim}. Use rotation none.")
 
     def token_group(self, head_dim: int) -> int:
         """Values per group along a head of ``head_dim`` values.

@@ -1,5 +1,6 @@
 """How a search chooses the policies it scores, and what it may not choose."""
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -68,6 +69,48 @@ class LayerPair:
         return f"{self.layer}:{self.pair.name}"
 
 
+GIB = 2**30
+"""Bytes of one GiB."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryBound:
+    """Most bytes of a whole cache, windows and sinks included, as `domain.memory.cache_bytes` counts them.
+
+    Attributes:
+        max_gib: Most GiB (2^30 bytes).
+        batch: Sequences that are served together.
+        context: Tokens of each of them.
+    """
+
+    max_gib: float
+    batch: int = 1
+    context: int = 8192
+
+    def __post_init__(self) -> None:
+        if type(self.max_gib) not in (int, float) or not (0 < self.max_gib < 2**40):
+            raise InputError(f"max_gib must be a number of GiB above 0; got {self.max_gib!r}.")
+        for name, most in (("batch", 2**20), ("context", 2**30)):
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= most:
+                raise InputError(f"{name} must be a whole number from 1 to {most}; got {value!r}.")
+
+    @property
+    def max_bytes(self) -> int:
+        """Most bytes."""
+        return math.floor(self.max_gib * GIB)
+
+    @property
+    def at(self) -> str:
+        """Where it holds, such as ``batch 8 x 32,768 tokens``."""
+        return f"batch {self.batch} x {self.context:,} tokens"
+
+    @property
+    def label(self) -> str:
+        """One readable line, such as ``at most 2 GiB at batch 8 x 32,768 tokens``."""
+        return f"at most {self.max_gib:g} GiB at {self.at}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constraints:
     """What a searched policy must keep to, beside its bits.
@@ -76,8 +119,10 @@ class Constraints:
         max_pairs: Most different pairs in one policy, or ``None``; engines often take two or three.
         forbidden: Pairs that a layer may not have.
         pinned: Layers whose pair is given.
+        memory: Most bytes of the cache at a batch and context, or ``None``.
     """
 
     max_pairs: int | None = None
     forbidden: tuple[LayerPair, ...] = ()
     pinned: tuple[LayerPair, ...] = ()
+    memory: MemoryBound | None = None

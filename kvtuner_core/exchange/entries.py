@@ -9,7 +9,7 @@ from kvtuner_core.domain.model import LayerGeometry
 from kvtuner_core.domain.policy import KVPolicy, LayerPrecision
 from kvtuner_core.domain.precision import FULL_PAIR, PrecisionPair
 from kvtuner_core.domain.provenance import Provenance
-from kvtuner_core.domain.scheme import Granularity, QuantScheme, ScaleDtype
+from kvtuner_core.domain.scheme import Granularity, QuantScheme, Rotation, ScaleDtype
 from kvtuner_core.errors import PolicyError
 from kvtuner_core.exchange.policy_models import (
     FORMAT,
@@ -128,6 +128,12 @@ def _shape(entry: GeometryEntry) -> LayerGeometry:
 
 
 def _scheme_data(scheme: QuantScheme) -> dict[str, Any]:
+    # What came later is written only where it is used, so that older programs read the other files.
+    later: dict[str, Any] = {}
+    if scheme.residual_share:
+        later["residual_share"] = scheme.residual_share
+    if scheme.rotation is not Rotation.NONE:
+        later["rotation"] = scheme.rotation.value
     return {
         "key_granularity": scheme.key_granularity.value,
         "value_granularity": scheme.value_granularity.value,
@@ -136,7 +142,7 @@ def _scheme_data(scheme: QuantScheme) -> dict[str, Any]:
         "residual_length": scheme.residual_length,
         "sink_length": scheme.sink_length,
         "scale_dtype": scheme.scale_dtype.value,
-    }
+    } | later
 
 
 def _scheme(entry: SchemeEntry) -> QuantScheme:
@@ -148,6 +154,8 @@ def _scheme(entry: SchemeEntry) -> QuantScheme:
         residual_length=entry.residual_length,
         sink_length=entry.sink_length,
         scale_dtype=ScaleDtype(entry.scale_dtype),
+        residual_share=entry.residual_share,
+        rotation=Rotation(entry.rotation),
     )
 
 

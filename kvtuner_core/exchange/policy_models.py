@@ -6,7 +6,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from kvtuner_core.domain.policy import MAX_LAYERS
-from kvtuner_core.domain.scheme import MAX_WINDOW
+from kvtuner_core.domain.scheme import MAX_SHARE, MAX_WINDOW
 
 FORMAT = "kvtuner-policy"
 VERSION = 1
@@ -66,6 +66,12 @@ class SchemeEntry(_Entry):
     residual_length: Window = Field(description="Newest tokens kept in full precision.")
     sink_length: Window = Field(description="First tokens kept in full precision.")
     scale_dtype: Literal["float16", "float32"] = Field(description="Storage type of scales and offsets.")
+    residual_share: Annotated[float, Field(ge=0, le=MAX_SHARE, allow_inf_nan=False)] = Field(
+        default=0.0, description="Share of the context kept in full precision where it is more than residual_length."
+    )
+    rotation: Literal["none", "keys", "keys-and-values"] = Field(
+        default="none", description="Sides turned by a Hadamard transform along head_dim before they are quantised."
+    )
 
 
 class HeadEntry(_Entry):

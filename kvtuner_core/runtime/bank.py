@@ -30,6 +30,10 @@ class Side(StrEnum):
         """What one scale of this side covers."""
         return scheme.key_granularity if self is Side.KEY else scheme.value_granularity
 
+    def rotated(self, scheme: QuantScheme) -> bool:
+        """Whether this side is rotated before it is quantised."""
+        return scheme.rotates_keys if self is Side.KEY else scheme.rotates_values
+
     def bits(self, precision: LayerPrecision, kv_heads: int) -> tuple[int, ...]:
         """Bits of this side, one number per KV head."""
         pairs = precision.heads or (precision.pair,) * kv_heads
@@ -53,10 +57,11 @@ class LayerHistory:
         return self.keys if side is Side.KEY else self.values
 
 
-def simulated(x: Tensor, scheme: QuantScheme, granularity: Granularity, bits: int) -> Tensor:
+def simulated(x: Tensor, scheme: QuantScheme, side: Side, bits: int) -> Tensor:
     """``x`` ``[R, H, T, D]`` quantised and dequantised; T is a whole number of groups."""
     if bits == FULL_BITS or x.shape[2] == 0:
         return x
+    granularity = side.granularity(scheme)
     group = scheme.token_group(x.shape[3]) if granularity is Granularity.TOKEN else scheme.flush_tokens
     dtype = torch.float16 if scheme.scale_dtype is ScaleDtype.FLOAT16 else torch.float32
     return simulate(
@@ -66,6 +71,7 @@ def simulated(x: Tensor, scheme: QuantScheme, granularity: Granularity, bits: in
         group_size=group,
         symmetric=scheme.symmetric,
         scale_dtype=dtype,
+        rotated=side.rotated(scheme),
     )
 
 
@@ -153,11 +159,10 @@ class Bank:
 
     @staticmethod
     def _per_head(x: Tensor, scheme: QuantScheme, side: Side, bits: tuple[int, ...]) -> Tensor:
-        granularity = side.granularity(scheme)
         if len(set(bits)) == 1:
-            return simulated(x, scheme, granularity, bits[0])
+            return simulated(x, scheme, side, bits[0])
         result = torch.empty_like(x)
         for width in set(bits):
             heads = [head for head, own in enumerate(bits) if own == width]
-            result[:, heads] = simulated(x[:, heads], scheme, granularity, width)
+            result[:, heads] = simulated(x[:, heads], scheme, side, width)
         return result

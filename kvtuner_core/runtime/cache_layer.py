@@ -212,17 +212,17 @@ class PackedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             HeadGroup(
                 heads=tuple(members),
                 pair=pair,
-                keys=self._side(pair.key_bits, self.scheme.key_granularity),
-                values=self._side(pair.value_bits, self.scheme.value_granularity),
+                keys=self._side(pair.key_bits, self.scheme.key_granularity, rotated=self.scheme.rotates_keys),
+                values=self._side(pair.value_bits, self.scheme.value_granularity, rotated=self.scheme.rotates_values),
             )
             for pair, members in heads.items()
         )
 
-    def _side(self, bits: int, granularity: Granularity) -> Side:
+    def _side(self, bits: int, granularity: Granularity, *, rotated: bool) -> Side:
         if bits == FULL_BITS:
             return ExactSide()
         sinks = 0 if self.is_sliding else self.scheme.sink_length
-        return QuantizedSide(self.scheme, granularity=granularity, bits=bits, sinks=sinks)
+        return QuantizedSide(self.scheme, granularity=granularity, bits=bits, sinks=sinks, rotated=rotated)
 
     def _sides(self) -> Iterator[Side]:
         for group in self.groups:
@@ -251,7 +251,7 @@ class PackedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def _packed_until(self, tokens: int) -> int:
         sinks = 0 if self.is_sliding else min(tokens, self.scheme.sink_length)
-        return packed_until(self.scheme, tokens, sinks=sinks)
+        return packed_until(self.scheme, tokens, sinks=sinks, sliding_window=self.geometry.sliding_window)
 
     def _heads(self, states: Tensor, group: HeadGroup) -> Tensor:
         return states if len(self.groups) == 1 else states[:, list(group.heads)]

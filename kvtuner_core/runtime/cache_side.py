@@ -109,8 +109,11 @@ class QuantizedSide:
             sliding-window layers.
     """
 
-    def __init__(self, scheme: QuantScheme, *, granularity: Granularity, bits: int, sinks: int) -> None:
+    def __init__(
+        self, scheme: QuantScheme, *, granularity: Granularity, bits: int, sinks: int, rotated: bool = False
+    ) -> None:
         self.scheme = scheme
+        self.rotated = rotated
         self.granularity = granularity
         self.bits = bits
         self.sink_length = sinks
@@ -245,6 +248,7 @@ class QuantizedSide:
             group_size=self._unit if per_channel else self.scheme.token_group(x.shape[-1]),
             symmetric=self.scheme.symmetric,
             scale_dtype=getattr(torch, self.scheme.scale_dtype.value),
+            rotated=self.rotated,
         )
 
 

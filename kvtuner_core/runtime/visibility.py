@@ -86,7 +86,8 @@ class Layout:
         history = [_Read.of(scheme, query, window) for query in range(prefix, prefix + suffix)]
         first = history[0]
         anchor = scheme.sink_length if window is None else 0
-        boundary_from = max(anchor, packed_until(scheme, prefix, sinks=min(prefix, anchor)))
+        stored = packed_until(scheme, prefix, sinks=min(prefix, anchor), sliding_window=window)
+        boundary_from = max(anchor, stored)
         packed_ends = [read.exact_from for read in history if read.packed_from < read.exact_from]
         boundary_to = max([boundary_from, *packed_ends])
         sinks = Span(start=0, stop=first.sinks, slot=0)

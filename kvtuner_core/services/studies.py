@@ -25,7 +25,9 @@ def sweep_title(spec: SweepSpec) -> str:
 
 def search_title(spec: SearchSpec) -> str:
     """One readable line, such as ``Search on smollm2-135m-instruct, kivi, 200 evaluations``."""
-    return f"Search on {spec.sweep.model.reference}, {spec.sweep.scheme.name}, {spec.evaluations} evaluations"
+    memory = spec.constraints.memory
+    bound = "" if memory is None else f", {memory.label}"
+    return f"Search on {spec.sweep.model.reference}, {spec.sweep.scheme.name}, {spec.evaluations} evaluations{bound}"
 
 
 def sweep_record(spec: SweepSpec) -> RunRecord:

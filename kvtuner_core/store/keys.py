@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from kvtuner_core.domain.metrics import METRIC_VERSION
 from kvtuner_core.domain.policy import KVPolicy, LayerPrecision
 from kvtuner_core.domain.precision import PrecisionPair
-from kvtuner_core.domain.scheme import QuantScheme
+from kvtuner_core.domain.scheme import QuantScheme, Rotation
 from kvtuner_core.domain.tasks import EvaluationSpec, ModelReport
 
 
@@ -116,7 +116,13 @@ class SessionIdentity:
 
 
 def _scheme(scheme: QuantScheme) -> dict[str, object]:
-    return {
+    # What came later is named only where it is used, so that older keys stay.
+    later: dict[str, object] = {}
+    if scheme.residual_share:
+        later["residual_share"] = scheme.residual_share
+    if scheme.rotation is not Rotation.NONE:
+        later["rotation"] = scheme.rotation.value
+    return later | {
         "key_granularity": scheme.key_granularity.value,
         "value_granularity": scheme.value_granularity.value,
         "group_size": scheme.group_size,

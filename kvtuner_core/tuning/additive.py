@@ -8,13 +8,14 @@ sum as an integer program, one budget at a time.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvtuner_core.errors import InputError
+from kvtuner_core.tuning.bounded import bounded_front, equivalent_budget
 
 LARGEST_LOSS = 1e6
 """Nats per token that stand for a loss that is not a finite number."""
@@ -35,6 +36,9 @@ class AdditiveProblem:
             looks at them.
         budget: Largest cost of a solution, or ``None``.
         most_labels: Most different labels in a solution, or ``None``.
+        weights: Per unit, what each option adds to a second sum, whole numbers from 0; only
+            ``limit`` looks at them.
+        limit: Largest sum of the weights, or ``None``.
     """
 
     costs: tuple[tuple[int, ...], ...]
@@ -42,6 +46,8 @@ class AdditiveProblem:
     labels: tuple[tuple[object, ...], ...] = ()
     budget: float | None = None
     most_labels: int | None = None
+    weights: tuple[tuple[int, ...], ...] = ()
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +74,24 @@ def additive_front(problem: AdditiveProblem) -> tuple[Solution, ...]:
         InputError: If units or options are missing, or the costs span too many values to solve.
     """
     _check(problem)
+    problem = _simplified(problem)
     if problem.most_labels is None:
         return _front(_Units.all_of(problem), problem.budget)
     return _front_of_sets(problem, list(_few_labels(problem, problem.most_labels)))
+
+
+def _simplified(problem: AdditiveProblem) -> AdditiveProblem:
+    """The problem without its weights where a budget on the costs says the same."""
+    if problem.limit is None:
+        return replace(problem, weights=())
+    budget = equivalent_budget(problem.costs, problem.weights, problem.limit)
+    if budget is None:
+        return problem
+    # Costs are whole numbers, so nothing is lost by rounding down.
+    whole = math.floor(budget)
+    return replace(
+        problem, weights=(), limit=None, budget=whole if problem.budget is None else min(whole, problem.budget)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +101,19 @@ class _Units:
     options: tuple[tuple[int, ...], ...]
     costs: tuple[tuple[int, ...], ...]
     losses: tuple[tuple[float, ...], ...]
+    weights: tuple[tuple[int, ...], ...]
+    limit: int | None
 
     @classmethod
     def of(cls, problem: AdditiveProblem, options: Sequence[Sequence[int]]) -> "_Units":
         rows = list(zip(options, problem.costs, problem.losses, strict=True))
+        weights = zip(options, problem.weights, strict=True) if problem.weights else ()
         return cls(
             tuple(tuple(kept) for kept in options),
             tuple(tuple(costs[index] for index in kept) for kept, costs, _ in rows),
             tuple(tuple(_finite(losses[index]) for index in kept) for kept, _, losses in rows),
+            tuple(tuple(row[index] for index in kept) for kept, row in weights),
+            problem.limit,
         )
 
     @classmethod
@@ -108,6 +134,8 @@ def _check(problem: AdditiveProblem) -> None:
             raise InputError(f"At least one pair must be allowed; got {problem.most_labels}. Use 2 or 3.")
         if [len(row) for row in problem.labels] != shapes[0]:
             raise InputError("A bound on different pairs needs the pair of every option; some are missing.")
+    if problem.limit is not None and [len(row) for row in problem.weights] != shapes[0]:
+        raise InputError("A limit on weights needs the weight of every option; some are missing.")
 
 
 def _few_labels(problem: AdditiveProblem, most: int) -> Iterator[_Units]:
@@ -178,7 +206,12 @@ def _may_improve(
 
 def _useful_labels(problem: AdditiveProblem) -> Iterator[object]:
     """Labels that no other one beats in every unit: replacing a beaten one never adds a label."""
-    tables = [dict(zip(*row, strict=True)) for row in zip(problem.labels, _points(problem), strict=True)]
+    weights = problem.weights or [[0] * len(row) for row in problem.costs]
+    rows = zip(problem.labels, _points(problem), weights, strict=True)
+    tables = [
+        {label: (*point, weight) for label, point, weight in zip(labels, points, own, strict=True)}
+        for labels, points, own in rows
+    ]
     order = list(dict.fromkeys(label for row in problem.labels for label in row))
     for place, label in enumerate(order):
         if not any(_beats(tables, other, label, other_first=order.index(other) < place) for other in order):
@@ -191,7 +224,7 @@ def _points(problem: AdditiveProblem) -> Iterator[list[tuple[int, float]]]:
 
 
 def _beats(
-    tables: Sequence[dict[object, tuple[int, float]]], other: object, label: object, *, other_first: bool
+    tables: Sequence[dict[object, tuple[int, float, int]]], other: object, label: object, *, other_first: bool
 ) -> bool:
     if other == label:
         return False
@@ -199,7 +232,7 @@ def _beats(
     for table in tables:
         if label not in table:
             continue
-        if other not in table or table[other][0] > table[label][0] or table[other][1] > table[label][1]:
+        if other not in table or any(one > own for one, own in zip(table[other], table[label], strict=True)):
             return False
         equal = equal and table[other] == table[label]
     return not equal or other_first
@@ -209,6 +242,8 @@ def _front(units: _Units, budget: float | None) -> tuple[Solution, ...]:
     base = sum(min(row) for row in units.costs)
     if budget is not None and base > budget:
         return ()
+    if units.weights and units.limit is not None:
+        return _front_within(units, budget, units.limit)
     extra = [np.array(row, dtype=np.int64) - min(row) for row in units.costs]
     step = math.gcd(*(int(value) for row in extra for value in row)) or 1
     shifts = [row // step for row in extra]
@@ -221,6 +256,18 @@ def _front(units: _Units, budget: float | None) -> tuple[Solution, ...]:
         )
     least, taken = _least_losses(shifts, units.losses, reach)
     return _read(units, least, taken, shifts=shifts, cost_of=(base, step))
+
+
+def _front_within(units: _Units, budget: float | None, limit: int) -> tuple[Solution, ...]:
+    found = bounded_front(units.costs, units.losses, units.weights, limit=limit, budget=budget)
+    return tuple(
+        Solution(
+            choice=tuple(units.options[unit][index] for unit, index in enumerate(item.options)),
+            cost=item.cost,
+            loss=item.loss,
+        )
+        for item in found
+    )
 
 
 def _least_losses(

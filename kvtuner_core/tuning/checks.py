@@ -196,15 +196,17 @@ def _remarks(result: SearchResult) -> Iterator[Check]:
     spec = result.spec.sweep
     text = "KL counts tokens that read the quantised history; the prompt itself was read in full precision."
     yield Check(name="prefill", good=True, text=text)
-    if not spec.scheme.residual_length and not spec.scheme.sink_length:
+    if not spec.scheme.has_window and not spec.scheme.sink_length:
         yield Check(name="window", good=True, text="No window and no sinks: effective bits hold at every length.")
         return
     layers, tokens = result.sweep.model.layers, spec.prefix_tokens
     scalars = tokens * sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in layers)
     middle = result.front[len(result.front) // 2]
     held = 8 * cache_bytes(middle.policy, layers, tokens=tokens) / scalars
+    share = spec.scheme.residual_share
+    then = f"the window grows with length, {100 * share:g}% of it" if share else "the difference fades with length"
     text = (
         f"With its full-precision window a policy of {middle.effective_bits:.2f} effective bits holds {held:.2f} "
-        f"bits per number at {tokens} tokens; the difference fades with length."
+        f"bits per number at {tokens} tokens; {then}."
     )
     yield Check(name="window", good=True, text=text)

@@ -10,15 +10,16 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import combinations
+from itertools import accumulate, combinations
 
 import numpy as np
 
-from kvtuner_core.domain.memory import check_layers, effective_bits
+from kvtuner_core.domain.memory import check_layers, effective_bits, layer_bytes
 from kvtuner_core.domain.model import LayerGeometry
 from kvtuner_core.domain.policy import KVPolicy, LayerPrecision
 from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.scheme import QuantScheme
+from kvtuner_core.domain.strategy import GIB, MemoryBound
 from kvtuner_core.domain.study import SearchSpace
 from kvtuner_core.errors import InputError
 
@@ -40,6 +41,7 @@ class Choices:
         geometry: Cache geometry per layer.
         max_bits: Largest effective bits, or ``None``.
         max_pairs: Most different pairs in one policy, or ``None``.
+        memory: Most bytes of the cache at a batch and context, or ``None``.
 
     Raises:
         InputError: If the space does not cover the layers, or nothing fits the bounds.
@@ -54,6 +56,7 @@ class Choices:
         *,
         max_bits: float | None = None,
         max_pairs: int | None = None,
+        memory: MemoryBound | None = None,
     ) -> None:
         covered = sorted(layer for group in space.groups for layer in group.layers)
         if covered != list(range(len(geometry))) or not all(group.pairs for group in space.groups):
@@ -68,7 +71,10 @@ class Choices:
         tables = [self._ordered(group.layers, group.pairs) for group in space.groups]
         self._pairs = tuple(tuple(pair for pair, _ in table) for table in tables)
         self._costs = tuple(tuple(cost for _, cost in table) for table in tables)
+        self._weights = self._weights_of(memory)
         self._budget = self._budget_of(max_bits)
+        self._limit = self._limit_of(memory)
+        self._least = tuple(tuple(accumulate(row, min)) for row in self._weights)
         self._max_pairs = max_pairs
         self._sets = self._sets_of(max_pairs)
 
@@ -98,10 +104,38 @@ class Choices:
             )
         return budget
 
+    def _weights_of(self, memory: MemoryBound | None) -> tuple[tuple[int, ...], ...]:
+        """Bytes of each pair of each group at the batch and context of the bound; zeros where there is none."""
+        if memory is None:
+            return tuple((0,) * len(pairs) for pairs in self._pairs)
+
+        def weight(layer: int, pair: PrecisionPair) -> int:
+            one = KVPolicy(scheme=self._scheme, layers=(LayerPrecision(pair=pair),))
+            return layer_bytes(one, 0, self._geometry[layer], tokens=memory.context, batch=memory.batch)
+
+        rows = zip(self._layers, self._pairs, strict=True)
+        return tuple(tuple(sum(weight(layer, pair) for layer in layers) for pair in pairs) for layers, pairs in rows)
+
+    def _limit_of(self, memory: MemoryBound | None) -> int | None:
+        if memory is None:
+            return None
+        smallest = sum(min(row) for row in self._weights)
+        if smallest > memory.max_bytes:
+            # Rounded up, so that what is named is enough.
+            needed = math.ceil(smallest / GIB * 1e4) / 1e4
+            raise InputError(
+                f"max_gib must be at least {needed:.4f}, the GiB of the smallest policy at {memory.at}; "
+                f"got {memory.max_gib:g}. Raise it, shorten the context, or sweep narrower pairs."
+            )
+        return memory.max_bytes
+
     def _sets_of(self, max_pairs: int | None) -> tuple[_Allowed, ...]:
         every = tuple(dict.fromkeys(pair for pairs in self._pairs for pair in pairs))
         if max_pairs is None or max_pairs >= len(every):
-            return (tuple(tuple(range(size)) for size in self.sizes),)
+            whole = tuple(tuple(range(size)) for size in self.sizes)
+            if not self._reachable(whole):
+                raise InputError("Some policy must fit both max_bits and max_gib; none does. Raise one of them.")
+            return (whole,)
         if max_pairs < 1 or math.comb(len(every), max_pairs) > _MOST_SETS:
             raise InputError(
                 f"max_pairs must be from 1, and leave at most {_MOST_SETS} sets of pairs to try; got {max_pairs} of "
@@ -111,8 +145,8 @@ class Choices:
         fitting = tuple(dict.fromkeys(allowed for allowed in sets if all(allowed) and self._reachable(allowed)))
         if not fitting:
             raise InputError(
-                f"Some policy must fit; with {max_pairs} different pairs, the bound on bits, and the layers that are "
-                "pinned or may not have a pair, none does. Allow more pairs or bits."
+                f"Some policy must fit; with {max_pairs} different pairs, the bounds on bits and bytes, and the layers "
+                "that are pinned or may not have a pair, none does. Allow more pairs or bits."
             )
         return fitting
 
@@ -120,10 +154,27 @@ class Choices:
         return tuple(tuple(index for index, pair in enumerate(pairs) if pair in kept) for pairs in self._pairs)
 
     def _reachable(self, allowed: _Allowed) -> bool:
-        return self._within(tuple(indices[-1] for indices in allowed))
+        first = tuple(indices[-1] for indices in allowed)
+        return self._within(first) or (self._passes(first) and next(self._reached(allowed), None) is not None)
 
     def _within(self, choice: Choice) -> bool:
-        return self._budget is None or self.cost(choice) <= self._budget
+        return (self._budget is None or self.cost(choice) <= self._budget) and (
+            self._limit is None or self._sum(self._weights, choice) <= self._limit
+        )
+
+    def _passes(self, choice: Choice) -> bool:
+        """Whether ``choice``, or one with wider pairs, may be within the bounds.
+
+        A wider pair nearly always takes more bytes; an unquantised side of a sliding window, which
+        forgets token by token and not by whole groups, may take a few less.
+        """
+        return (self._budget is None or self.cost(choice) <= self._budget) and (
+            self._limit is None or self._sum(self._least, choice) <= self._limit
+        )
+
+    @staticmethod
+    def _sum(rows: Sequence[Sequence[int]], choice: Choice) -> int:
+        return sum(row[index] for row, index in zip(rows, choice, strict=True))
 
     @property
     def layers(self) -> tuple[tuple[int, ...], ...]:
@@ -146,6 +197,16 @@ class Choices:
         return self._budget
 
     @property
+    def weights(self) -> tuple[tuple[int, ...], ...]:
+        """Bytes of each pair of each group at the bound's batch and context; zeros where bytes are not bounded."""
+        return self._weights
+
+    @property
+    def limit(self) -> int | None:
+        """Most bytes of a choice, in the unit of `weights`."""
+        return self._limit
+
+    @property
     def max_pairs(self) -> int | None:
         """Most different pairs in one policy."""
         return self._max_pairs
@@ -157,7 +218,7 @@ class Choices:
 
     def cost(self, choice: Choice) -> int:
         """Bytes of ``choice``, in the unit of `costs`."""
-        return sum(costs[index] for costs, index in zip(self._costs, choice, strict=True))
+        return self._sum(self._costs, choice)
 
     def bits_of(self, cost: int) -> float:
         """Effective bits of a sum of `costs`."""
@@ -185,7 +246,7 @@ class Choices:
         return effective_bits(self.policy(choice), self._geometry)
 
     def fits(self, choice: Choice) -> bool:
-        """Whether ``choice`` is within the bounds on bits and on different pairs."""
+        """Whether ``choice`` is within the bounds on bits, on bytes and on different pairs."""
         return self._within(choice) and (self._max_pairs is None or len(self._used(choice)) <= self._max_pairs)
 
     def _used(self, choice: Choice) -> frozenset[PrecisionPair]:
@@ -205,6 +266,8 @@ class Choices:
         current = list(choice)
         while not self._within(tuple(current)):
             open_groups = [group for group, indices in enumerate(allowed) if current[group] < indices[-1]]
+            if not open_groups:
+                return next(self._reached(allowed))
             group = open_groups[int(rng.integers(len(open_groups)))]
             current[group] = next(index for index in allowed[group] if index > current[group])
         return tuple(current)
@@ -242,12 +305,13 @@ class Choices:
         queue, seen = deque([first]), {first}
         while queue:
             choice = queue.popleft()
-            yield choice
+            if self._within(choice):
+                yield choice
             for group, index in enumerate(choice):
                 lower = [other for other in allowed[group] if other < index]
                 if not lower:
                     continue
                 wider = (*choice[:group], lower[-1], *choice[group + 1 :])
-                if wider not in seen and self._within(wider):
+                if wider not in seen and self._passes(wider):
                     seen.add(wider)
                     queue.append(wider)

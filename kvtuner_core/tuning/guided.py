@@ -39,6 +39,8 @@ def surrogate_front(choices: Choices, model: Surrogate) -> tuple[Predicted, ...]
         labels=choices.pairs,
         budget=choices.budget,
         most_labels=choices.max_pairs,
+        weights=choices.weights,
+        limit=choices.limit,
     )
     return tuple((found.choice, choices.bits_of(found.cost), found.loss) for found in additive_front(problem))
 

@@ -93,6 +93,7 @@ def regret(result: SearchResult) -> Regret:
         result.sweep.model.layers,
         max_bits=result.spec.max_bits,
         max_pairs=result.spec.constraints.max_pairs,
+        memory=result.spec.constraints.memory,
     )
     return Regret(
         best=dominated_share(
@@ -119,15 +120,19 @@ def enumerated_front(choices: Choices, model: Surrogate) -> tuple[Point, ...]:
         )
     costs: NDArray[np.int64] = np.zeros(1, dtype=np.int64)
     losses: NDArray[np.float64] = np.zeros(1)
+    weights: NDArray[np.int64] = np.zeros(1, dtype=np.int64)
     used = [frozenset[object]()]
     limited = choices.max_pairs is not None
-    for layers, pairs, row in zip(choices.layers, choices.pairs, choices.costs, strict=True):
+    for layers, pairs, row, heavy in zip(choices.layers, choices.pairs, choices.costs, choices.weights, strict=True):
         values = np.array([model.loss(layers, pair) for pair in pairs])
         costs = (costs[:, None] + np.array(row)[None, :]).ravel()
         losses = (losses[:, None] + values[None, :]).ravel()
+        weights = (weights[:, None] + np.array(heavy)[None, :]).ravel()
         if limited:
             used = [kept | {pair} for kept in used for pair in pairs]
     fits = np.ones(len(costs), dtype=bool) if choices.budget is None else costs <= choices.budget
+    if choices.limit is not None:
+        fits &= weights <= choices.limit
     if choices.max_pairs is not None:
         fits &= np.array([len(kept) for kept in used]) <= choices.max_pairs
     return _lower(choices, costs[fits], losses[fits])

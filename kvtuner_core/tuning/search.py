@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from types import MappingProxyType
 
-from kvtuner_core.domain.memory import effective_bits
+from kvtuner_core.domain.memory import cache_bytes, effective_bits
 from kvtuner_core.domain.metrics import ErrorProfile
 from kvtuner_core.domain.model import LayerGeometry
 from kvtuner_core.domain.policy import KVPolicy, LayerPrecision
 from kvtuner_core.domain.ports import Scorer
-from kvtuner_core.domain.strategy import Constraints, SearchStrategy
+from kvtuner_core.domain.strategy import Constraints, MemoryBound, SearchStrategy
 from kvtuner_core.domain.study import Candidate, SearchSpace, SearchSpec
 from kvtuner_core.errors import InputError
 from kvtuner_core.tuning import heuristics
@@ -68,6 +68,7 @@ class PolicySearch:
             geometry,
             max_bits=spec.max_bits,
             max_pairs=spec.constraints.max_pairs,
+            memory=spec.constraints.memory,
         )
 
     def candidates(self, scorer: Scorer) -> Iterator[Candidate]:
@@ -115,8 +116,15 @@ class PolicySearch:
         return (
             (most is None or effective_bits(policy, self.geometry) <= most * (1 + 1e-12))
             and (constraints.max_pairs is None or len(different) <= constraints.max_pairs)
+            and _holds(constraints.memory, policy, self.geometry)
             and not any(policy.layers[rule.layer].pair == rule.pair for rule in constraints.forbidden)
         )
+
+
+def _holds(bound: MemoryBound | None, policy: KVPolicy, geometry: tuple[LayerGeometry, ...]) -> bool:
+    if bound is None:
+        return True
+    return cache_bytes(policy, geometry, tokens=bound.context, batch=bound.batch) <= bound.max_bytes
 
 
 def _pinned(policy: KVPolicy, constraints: Constraints) -> KVPolicy:

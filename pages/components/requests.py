@@ -6,21 +6,15 @@ import streamlit as st
 
 from kvtuner_core.domain.model import BUNDLED_MODEL, DeviceChoice, DtypeChoice, ModelSpec
 from kvtuner_core.domain.prompts import MIN_PREFIX, MIN_SUFFIX, PromptRole
-from kvtuner_core.domain.scheme import QuantScheme
 from kvtuner_core.domain.study import GroupingOptions, NoiseRule, PruningOptions, SearchSpec, SweepSpec
 from kvtuner_core.errors import InputError
 from kvtuner_core.services import models, prompts
 from kvtuner_core.services.planning import Plan
-from pages.components import address, strategies
+from pages.components import address, schemes, strategies
 from pages.components.wording import count, duration, plain
 from pages.components.workspace import workspace
 
-HEAD = "head_dim"
-"""Choice of group size: one group per token and head."""
-
 NOISE = {NoiseRule.ALONE.value: "each alone", NoiseRule.TOGETHER.value: "all together"}
-
-SCHEMES = {"per-token": "per-token", "kivi": "KIVI"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,60 +61,6 @@ def model_spec(*, wide: bool = False) -> ModelSpec:
     )
 
 
-def scheme() -> QuantScheme:
-    """Ask for the quantisation scheme.
-
-    Raises:
-        SchemeError: If the options do not go together.
-    """
-    name = st.segmented_control(
-        "Scheme",
-        list(SCHEMES),
-        format_func=lambda value: SCHEMES.get(value, value),
-        default="per-token",
-        required=True,
-        key="scheme",
-        bind="query-params",
-        help="per-token: keys and values share a scale within each token. KIVI: keys share one per channel. "
-        "Symmetric: without offsets.",
-    )
-    kivi = name == "kivi"
-    left, right = st.columns(2)
-    sizes = ["32", "16", "64", "128"] if kivi else [HEAD, "16", "32", "64", "128"]
-    group = left.selectbox(
-        "Group size, values",
-        sizes,
-        key=f"group_{name}",
-        bind="query-params",
-        help="Values that share a scale. Smaller is more exact and costs more bits.",
-    )
-    residual = right.number_input(
-        "Residual window, tokens",
-        0,
-        4096,
-        32 if kivi else 0,
-        step=16,
-        key=f"residual_{name}",
-        bind="query-params",
-        help="Newest tokens kept in full precision.",
-    )
-    sinks = left.number_input(
-        "Sinks, tokens", 0, 256, 0, key="sinks", bind="query-params", help="First tokens kept in full precision."
-    )
-    right.space("small")
-    symmetric = right.toggle("Symmetric", key="symmetric", bind="query-params")
-    window, first = int(residual), int(sinks)
-    if kivi:
-        size = int(group or 32)
-        return QuantScheme.kivi(group_size=size, residual_length=window, symmetric=symmetric, sink_length=first)
-    return QuantScheme.per_token(
-        group_size=None if group == HEAD else int(group or 32),
-        residual_length=window,
-        symmetric=symmetric,
-        sink_length=first,
-    )
-
-
 def prompt_cut(role: PromptRole, *, limit: int, suffix: int) -> PromptCut:
     """Ask for a prompt set of a role (or an uploaded one), how many prompts, and how many tokens are scored."""
     name = role.value
@@ -151,7 +91,7 @@ def sweep_spec() -> SweepSpec:
     with what:
         model = model_spec()
     with how:
-        chosen = scheme()
+        chosen = schemes.scheme()
     with measured:
         bits = st.pills(
             "Bits to choose from",

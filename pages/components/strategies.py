@@ -3,7 +3,7 @@
 import streamlit as st
 
 from kvtuner_core.domain.objective import Objective
-from kvtuner_core.domain.strategy import Constraints, LayerPair, SearchStrategy
+from kvtuner_core.domain.strategy import Constraints, LayerPair, MemoryBound, SearchStrategy
 from kvtuner_core.domain.study import SearchSpec
 from pages.components import address
 
@@ -56,7 +56,7 @@ def constraints() -> Constraints:
     Raises:
         InputError: If a layer and its pair are not written like ``3:K8V4``.
     """
-    with st.popover("Bounds on pairs and layers", icon=":material/rule:", key="bounds"):
+    with st.popover("Bounds on memory, pairs and layers", icon=":material/rule:", key="bounds"):
         most = st.number_input(
             "Different pairs, at most (0: any)",
             0,
@@ -66,11 +66,32 @@ def constraints() -> Constraints:
             bind="query-params",
             help="Engines often take two or three.",
         )
+        memory = _memory()
         pinned = st.text_input(
             "Pinned layers", key="pin", bind="query-params", placeholder="0:K8V8 1:K8V8", help="Layers count from 0."
         )
         forbidden = st.text_input("Forbidden pairs", key="forbid", bind="query-params", placeholder="0:K4V2 29:K2V2")
-    return Constraints(max_pairs=int(most) or None, pinned=_rules(pinned), forbidden=_rules(forbidden))
+    return Constraints(max_pairs=int(most) or None, pinned=_rules(pinned), forbidden=_rules(forbidden), memory=memory)
+
+
+def _memory() -> MemoryBound | None:
+    most, batch, context = st.columns(3)
+    gib = most.number_input(
+        "Cache, at most, GiB (0: any)",
+        0.0,
+        100_000.0,
+        0.0,
+        step=0.5,
+        format="%.3f",
+        key="max_gib",
+        bind="query-params",
+        help="Of the whole cache at the batch and context beside it, windows and sinks included.",
+    )
+    sequences = batch.number_input("at batch", 1, 100_000, 1, key="bound_batch", bind="query-params")
+    tokens = context.number_input(
+        "and context, tokens", 1, 10_000_000, 8192, step=1024, key="bound_context", bind="query-params"
+    )
+    return MemoryBound(max_gib=float(gib), batch=int(sequences), context=int(tokens)) if gib else None
 
 
 def _rules(text: str | None) -> tuple[LayerPair, ...]:

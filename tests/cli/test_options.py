@@ -4,7 +4,7 @@ import pytest
 
 from kvtuner_core.cli.options import Parser, add_scheme, add_sweep, scheme, sweep_spec
 from kvtuner_core.domain.model import DeviceChoice, DtypeChoice
-from kvtuner_core.domain.scheme import QuantScheme
+from kvtuner_core.domain.scheme import QuantScheme, Rotation
 from kvtuner_core.domain.study import NoiseRule, SweepSpec
 from kvtuner_core.errors import InputError, SchemeError
 
@@ -27,8 +27,14 @@ def test_schemes_are_refined():
     wanted = {"group_size": 16, "residual_length": 0, "sink_length": 4, "symmetric": True}
     assert _scheme("--scheme", "kivi", *arguments) == QuantScheme.kivi(**wanted)
     assert _scheme("--scheme", "per-token", *arguments) == QuantScheme.per_token(**wanted)
+    later = ("--residual-share", "0.2", "--rotation", "keys")
+    turned = {"residual_share": 0.2, "rotation": Rotation.KEYS}
+    assert _scheme("--scheme", "kivi", *later) == QuantScheme.kivi(**turned)
+    assert _scheme(*later, default=None) == QuantScheme.per_token(**turned)
     with pytest.raises(SchemeError):
         _scheme("--group-size", "1")
+    with pytest.raises(SchemeError, match="residual_share"):
+        _scheme("--residual-share", "0.6")
 
 
 def test_without_options_a_sweep_is_the_default_one():

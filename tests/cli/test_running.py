@@ -55,6 +55,8 @@ def test_a_policy_for_another_model_is_refused(cli, tiny, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [(("--sinks", 4), r"sink_length \(0\); got 4"), (("--residual", 0), r"residual_length \(8\); got 0"),
+     (("--rotation", "keys"), r"rotation \(none\); got keys"),
+     (("--residual-share", 0.1), r"residual_share \(0.0\); got 0.1"),
      (("--symmetric",), r"symmetric \(False\); got True"),
      (("--scheme", "kivi", "--group-size", 16), r"group_size \(8\); got 16")],
 )  # fmt: skip

@@ -100,3 +100,24 @@ def test_solvers_are_compared(cli, tiny, searched):
     text = cli("solvers", "--run", searched["run"])
     assert "random" in text.out
     assert cli("solvers", "--run", "nobody").code != 0
+
+
+def test_a_search_keeps_to_a_memory_bound_and_says_so(cli, tiny):
+    bound = ("--max-gib", "0.0002", "--batch", "2", "--context", "300")
+    document = cli("search", "--model", tiny, *SMALL, *FEW, *bound, "--json").document()
+    assert document["constraints"]["memory"] == {"max_gib": 0.0002, "batch": 2, "context": 300}
+    scalars = sum(layer["kv_heads"] * (layer["key_dim"] + layer["value_dim"]) for layer in document["model"]["layers"])
+    most = 8 * 0.0002 * 2**30 / (2 * 300 * scalars)
+    assert document["front"]
+    assert all(item["effective_bits"] <= most for item in document["front"])
+    assert max(item["effective_bits"] for item in document["baselines"]) > most
+
+
+def test_a_memory_bound_that_leaves_nothing_is_one_line(cli, tiny):
+    done = cli("search", "--model", tiny, *SMALL, *FEW, "--max-gib", "0.00001")
+    assert done.code == 2
+    assert "max_gib must be at least" in done.err
+    assert "at batch 1 x 8,192 tokens" in done.err
+    done = cli("search", "--model", tiny, *SMALL, *FEW, "--batch", "4")
+    assert done.code == 2
+    assert "--batch says where --max-gib holds" in done.err

@@ -1,3 +1,6 @@
+import math
+from fractions import Fraction
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,12 +11,13 @@ from kvtuner_core.domain.memory import (
     check_layers,
     effective_bits,
     packed_row_bytes,
+    packed_until,
     stored_tokens,
 )
 from kvtuner_core.domain.model import LayerGeometry
 from kvtuner_core.domain.policy import KVPolicy, LayerPrecision
 from kvtuner_core.domain.precision import ALLOWED_BITS, PrecisionPair
-from kvtuner_core.domain.scheme import QuantScheme
+from kvtuner_core.domain.scheme import QuantScheme, Rotation
 from kvtuner_core.errors import PolicyError, SchemeError
 
 LAYERS = (LayerGeometry(kv_heads=3, key_dim=64, value_dim=64),) * 4
@@ -55,24 +59,35 @@ def test_published_3_25_bits_are_4_25_with_groups_of_32():
 
 @given(
     tokens=st.integers(0, 5000),
-    residual=st.integers(0, 100),
-    sinks=st.integers(0, 9),
+    parts=st.fixed_dictionaries(
+        {
+            "residual_length": st.integers(0, 100),
+            "sink_length": st.integers(0, 9),
+            "residual_share": st.sampled_from([0.0, 0.07, 0.1, 0.2, 0.3333, 0.5]),
+        }
+    ),
     group=st.sampled_from([None, 8, 32]),
     window=st.none() | st.integers(2, 300),
 )
-def test_every_visible_token_is_held_once(tokens, residual, sinks, group, window):
-    scheme = (
-        QuantScheme.per_token(residual_length=residual, sink_length=sinks)
-        if group is None
-        else QuantScheme.kivi(group_size=group, residual_length=residual, sink_length=sinks)
-    )
+def test_every_visible_token_is_held_once(tokens, parts, group, window):
+    scheme = QuantScheme.per_token(**parts) if group is None else QuantScheme.kivi(group_size=group, **parts)
     held = stored_tokens(scheme, tokens, window)
     visible = tokens if window is None else min(tokens, window - 1)
     assert held.sinks + held.packed - held.stale + held.window == visible
     assert 0 <= held.stale < scheme.flush_tokens
     assert held.packed % scheme.flush_tokens == 0
+    newest = max(parts["residual_length"], math.ceil(Fraction(str(parts["residual_share"])) * visible))
     if held.packed:
-        assert residual <= held.window < residual + scheme.flush_tokens
+        assert newest <= held.window < newest + scheme.flush_tokens
+    before = packed_until(scheme, max(0, tokens - 1), sinks=0, sliding_window=window)
+    assert before <= packed_until(scheme, tokens, sinks=0, sliding_window=window)
+
+
+def test_a_share_of_the_context_is_a_share_of_each_tokens_bytes():
+    policy = uniform("K4V2", QuantScheme.per_token(residual_share=0.2))
+    assert effective_bits(policy, LAYERS) == 3.5
+    assert bytes_per_token(policy, LAYERS) == pytest.approx((0.8 * 3.5 + 0.2 * 16) * 4 * 3 * 128 / 8)
+    assert cache_bytes(policy, LAYERS, tokens=1000) == pytest.approx(1000 * bytes_per_token(policy, LAYERS))
 
 
 @given(tokens=st.integers(0, 400), batch=st.integers(1, 3), key=st.sampled_from(ALLOWED_BITS))
@@ -99,3 +114,6 @@ def test_a_policy_that_does_not_fit_is_refused():
         check_layers(KVPolicy(scheme=QuantScheme.per_token(), layers=heads), LAYERS)
     with pytest.raises(SchemeError):
         check_layers(uniform("K4V4", QuantScheme.per_token(group_size=48)), LAYERS)
+    odd = (LayerGeometry(kv_heads=3, key_dim=63, value_dim=64),) * 4
+    with pytest.raises(SchemeError, match="even head_dim"):
+        check_layers(uniform("K4V4", QuantScheme.per_token(rotation=Rotation.KEYS)), odd)

@@ -1,6 +1,6 @@
 import pytest
 
-from kvtuner_core.domain.scheme import Granularity, QuantScheme
+from kvtuner_core.domain.scheme import Granularity, QuantScheme, Rotation
 from kvtuner_core.errors import SchemeError
 
 
@@ -32,6 +32,26 @@ def test_per_channel_needs_a_group_size():
 def test_windows_are_numbers_of_tokens(field, value):
     with pytest.raises(SchemeError, match=field):
         QuantScheme.per_token(**{field: value})
+
+
+@pytest.mark.parametrize("value", [-0.1, 0.51, 1, 0.12345, True, "0.1", float("nan")])
+def test_a_share_is_at_most_half_the_context(value):
+    with pytest.raises(SchemeError, match="residual_share"):
+        QuantScheme.per_token(residual_share=value)
+
+
+def test_a_share_of_the_context_is_counted_without_rounding_errors():
+    scheme = QuantScheme.per_token(residual_share=0.07, residual_length=3)
+    assert [scheme.window_tokens(tokens) for tokens in (0, 10, 100, 101, 10_000)] == [3, 3, 7, 8, 700]
+    assert "newest 7% of the context" in scheme.label
+
+
+def test_what_is_rotated_is_in_the_label():
+    scheme = QuantScheme.kivi(rotation=Rotation.KEYS_AND_VALUES)
+    assert scheme.label.endswith("keys and values rotated")
+    assert (scheme.rotates_keys, scheme.rotates_values) == (True, True)
+    keys = QuantScheme.kivi(rotation=Rotation.KEYS)
+    assert (keys.rotates_keys, keys.rotates_values) == (True, False)
 
 
 @pytest.mark.parametrize("value", [1, 0, -32, 5000, 32.0])

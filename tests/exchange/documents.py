@@ -1,6 +1,7 @@
 """Random documents for the tests of policy files."""
 
 import math
+from dataclasses import replace
 
 from hypothesis import strategies as st
 
@@ -11,7 +12,7 @@ from kvtuner_core.domain.model import LayerGeometry
 from kvtuner_core.domain.policy import KVPolicy, LayerPrecision
 from kvtuner_core.domain.precision import FULL_PAIR, candidate_pairs
 from kvtuner_core.domain.provenance import Provenance
-from kvtuner_core.domain.scheme import Granularity, QuantScheme, ScaleDtype
+from kvtuner_core.domain.scheme import Granularity, QuantScheme, Rotation, ScaleDtype
 from tests.fakes.studies import model_info, provenance, search_result
 
 PAIRS = st.sampled_from(candidate_pairs((16, 8, 4, 3, 2)))
@@ -26,6 +27,8 @@ SCHEMES = st.builds(
     residual_length=st.integers(0, 300),
     sink_length=st.integers(0, 8),
     scale_dtype=st.sampled_from(ScaleDtype),
+    residual_share=st.sampled_from([0.0, 0.1, 0.25, 0.5]),
+    rotation=st.sampled_from(Rotation),
 )
 INTERVALS = st.tuples(FINITE, FINITE, FINITE).map(
     lambda numbers: Interval(mean=numbers[0], low=min(numbers[1:]), high=max(numbers[1:]))
@@ -95,7 +98,8 @@ def example(*, layers: int = 30, heads: bool = False) -> PolicyDocument:
     policy = chosen.policy
     if heads:
         first = LayerPrecision(heads=tuple(candidate_pairs((8, 4)))[:3])
-        policy = KVPolicy(scheme=policy.scheme, layers=(first, *policy.layers[1:]))
+        scheme = replace(policy.scheme, residual_share=0.1, rotation=Rotation.KEYS)
+        policy = KVPolicy(scheme=scheme, layers=(first, *policy.layers[1:]))
     return PolicyDocument(
         policy=policy,
         model=ModelIdentity.of(info),

@@ -8,7 +8,7 @@ from kvtuner_core.domain.memory import packed_until
 from kvtuner_core.domain.model import LayerGeometry
 from kvtuner_core.domain.policy import KVPolicy, LayerPrecision
 from kvtuner_core.domain.precision import PrecisionPair
-from kvtuner_core.domain.scheme import Granularity, PrefillMode, QuantScheme, ScaleDtype
+from kvtuner_core.domain.scheme import Granularity, PrefillMode, QuantScheme, Rotation, ScaleDtype
 from kvtuner_core.runtime.cache_layer import PackedLayer
 
 CHANNEL, TOKEN = Granularity.CHANNEL, Granularity.TOKEN
@@ -25,6 +25,12 @@ SCHEMES = {
     ),
     "values per channel": QuantScheme(
         key_granularity=TOKEN, value_granularity=CHANNEL, group_size=8, residual_length=1, sink_length=1
+    ),
+    "per-token, rotated, share": QuantScheme.per_token(
+        residual_share=0.2, sink_length=2, rotation=Rotation.KEYS_AND_VALUES
+    ),
+    "kivi, rotated keys, share": QuantScheme.kivi(
+        group_size=8, residual_length=3, residual_share=0.37, rotation=Rotation.KEYS
     ),
 }
 """Schemes that differ in every field, with groups that divide 16 and 24."""
@@ -61,11 +67,12 @@ def one_layer_policy(scheme: QuantScheme, precision: LayerPrecision) -> KVPolicy
 
 
 def expected_side(
-    raw: Tensor, scheme: QuantScheme, granularity: Granularity, bits: int, *, tokens: int, window: int | None
+    raw: Tensor, scheme: QuantScheme, bits: int, *, keys: bool, tokens: int, window: int | None
 ) -> Tensor:
     """The first ``tokens`` of ``raw`` as a query reads them, those that a sliding window forgot left out."""
     sinks = 0 if window is not None else min(tokens, scheme.sink_length)
-    end = max(sinks, packed_until(scheme, tokens, sinks=sinks))
+    end = max(sinks, packed_until(scheme, tokens, sinks=sinks, sliding_window=window))
+    granularity = scheme.key_granularity if keys else scheme.value_granularity
     read = raw[:, :, :tokens].clone()
     if bits != 16 and end > sinks:
         channel = granularity is CHANNEL
@@ -76,6 +83,7 @@ def expected_side(
             group_size=scheme.flush_tokens if channel else scheme.token_group(raw.shape[-1]),
             symmetric=scheme.symmetric,
             scale_dtype=getattr(torch, scheme.scale_dtype.value),
+            rotated=scheme.rotates_keys if keys else scheme.rotates_values,
         )
     return read if window is None else read[:, :, max(0, tokens - (window - 1)) :]
 
@@ -85,13 +93,11 @@ def expected_history(states: tuple[Tensor, ...], layer: PackedLayer, *, tokens: 
     heads = layer.precision.heads or (layer.precision.pair,) * layer.geometry.kv_heads
     window, scheme = layer.geometry.sliding_window, layer.scheme
     keys = [
-        expected_side(states[0][:, [h]], scheme, scheme.key_granularity, pair.key_bits, tokens=tokens, window=window)
+        expected_side(states[0][:, [h]], scheme, pair.key_bits, keys=True, tokens=tokens, window=window)
         for h, pair in enumerate(heads)
     ]
     values = [
-        expected_side(
-            states[1][:, [h]], scheme, scheme.value_granularity, pair.value_bits, tokens=tokens, window=window
-        )
+        expected_side(states[1][:, [h]], scheme, pair.value_bits, keys=False, tokens=tokens, window=window)
         for h, pair in enumerate(heads)
     ]
     return torch.cat(keys, dim=1), torch.cat(values, dim=1)

@@ -9,7 +9,7 @@ from transformers import DynamicCache
 from kvtuner_core.domain.memory import cache_bytes
 from kvtuner_core.domain.policy import KVPolicy, LayerPrecision
 from kvtuner_core.domain.precision import PrecisionPair
-from kvtuner_core.domain.scheme import PrefillMode, QuantScheme
+from kvtuner_core.domain.scheme import PrefillMode, QuantScheme, Rotation
 from kvtuner_core.errors import ModelError, PolicyError, SchemeError
 from kvtuner_core.runtime.cache import QuantizedKVCache, build_cache
 from kvtuner_core.runtime.geometry import layer_geometry
@@ -17,6 +17,7 @@ from tests.fakes.models import FAMILIES, tiny_config, tiny_model
 
 PER_TOKEN = QuantScheme.per_token(residual_length=3)
 KIVI = QuantScheme.kivi(group_size=8, residual_length=8, sink_length=2)
+TURNED = QuantScheme.kivi(group_size=8, residual_length=3, residual_share=0.3, rotation=Rotation.KEYS_AND_VALUES)
 PAD = 256
 
 
@@ -51,7 +52,7 @@ def _predicted(cache, *, batch, full_bytes=4):
     return cache_bytes(cache.policy, cache.geometry, tokens=cache.get_seq_length(), batch=batch, full_bytes=full_bytes)
 
 
-@pytest.mark.parametrize("scheme", [PER_TOKEN, KIVI], ids=["per-token", "kivi"])
+@pytest.mark.parametrize("scheme", [PER_TOKEN, KIVI, TURNED], ids=["per-token", "kivi", "rotated, share"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_measured_bytes_are_the_predicted_ones(models, family, scheme):
     model = models[family]

@@ -8,7 +8,7 @@ from kvtuner_core.domain.model import ModelSpec
 from kvtuner_core.domain.policy import KVPolicy, LayerPrecision
 from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.prompts import Prompt, PromptRole, PromptSet
-from kvtuner_core.domain.scheme import Granularity, QuantScheme
+from kvtuner_core.domain.scheme import Granularity, QuantScheme, Rotation
 from kvtuner_core.domain.tasks import EvaluationSpec
 from kvtuner_core.errors import PolicyError, PromptError, SchemeError
 from kvtuner_core.runtime.cache import QuantizedKVCache
@@ -31,6 +31,10 @@ SCHEMES = {
     ),
     "window beyond the prefix": QuantScheme.per_token(residual_length=70),
     "sinks beyond the prefix": QuantScheme.per_token(sink_length=55),
+    "rotated": QuantScheme.per_token(sink_length=2, rotation=Rotation.KEYS_AND_VALUES),
+    "share, rotated keys": QuantScheme.kivi(
+        group_size=4, residual_length=6, residual_share=0.25, rotation=Rotation.KEYS
+    ),
 }
 
 

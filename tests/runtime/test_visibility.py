@@ -12,6 +12,8 @@ SCHEMES = [
     QuantScheme.kivi(group_size=4, residual_length=6),
     QuantScheme.kivi(group_size=8, residual_length=0, sink_length=2),
     QuantScheme.kivi(group_size=16, residual_length=0),
+    QuantScheme.per_token(residual_share=0.3, sink_length=3),
+    QuantScheme.kivi(group_size=4, residual_length=6, residual_share=0.5),
 ]
 
 

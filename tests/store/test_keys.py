@@ -8,7 +8,7 @@ from kvtuner_core.domain.model import ModelInfo, ModelSpec
 from kvtuner_core.domain.policy import KVPolicy, LayerPrecision
 from kvtuner_core.domain.precision import FULL_PAIR, PrecisionPair
 from kvtuner_core.domain.prompts import Prompt, PromptRole, PromptSet
-from kvtuner_core.domain.scheme import QuantScheme, ScaleDtype
+from kvtuner_core.domain.scheme import QuantScheme, Rotation, ScaleDtype
 from kvtuner_core.domain.tasks import EvaluationSpec, ModelReport
 from kvtuner_core.store import Identity, SessionIdentity
 from tests.fakes.measurements import PROVENANCE, session
@@ -46,6 +46,8 @@ def test_what_changes_the_number_changes_the_key(change):
         QuantScheme.per_token(symmetric=True),
         QuantScheme.per_token(residual_length=8),
         QuantScheme.per_token(sink_length=4),
+        QuantScheme.per_token(residual_share=0.1),
+        QuantScheme.per_token(rotation=Rotation.KEYS),
         QuantScheme.kivi(),
         QuantScheme(
             key_granularity=QuantScheme.per_token().key_granularity,
@@ -59,6 +61,12 @@ def test_the_scheme_is_part_of_the_key(scheme):
     other = KVPolicy(scheme=scheme, layers=POLICY.layers)
     assert session().score(other).key != session().score(POLICY).key
     assert session(scheme=scheme).profile(0, K4V2).key != session().profile(0, K4V2).key
+
+
+def test_what_a_scheme_does_not_use_is_not_named_so_that_older_keys_stay():
+    text = session().score(POLICY).text
+    assert "residual_share" not in text
+    assert "rotation" not in text
 
 
 def test_every_layers_bits_are_part_of_the_key():

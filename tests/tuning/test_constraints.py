@@ -1,15 +1,21 @@
 """Constraints of a search, and the policies they leave."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
 
-from kvtuner_core.domain.strategy import Constraints, LayerPair, SearchStrategy
+from kvtuner_core.domain.memory import cache_bytes
+from kvtuner_core.domain.scheme import QuantScheme
+from kvtuner_core.domain.strategy import GIB, Constraints, LayerPair, MemoryBound, SearchStrategy
 from kvtuner_core.errors import InputError
 from kvtuner_core.tuning.choices import Choices
 from kvtuner_core.tuning.constraints import constrained, layer_space, single_layers
-from tests.tuning.builders import SCHEME, TableScorer, geometry, policy_search, space
+from kvtuner_core.tuning.guided import surrogate_front
+from kvtuner_core.tuning.prediction import enumerated_front
+from kvtuner_core.tuning.surrogate import Surrogate
+from tests.tuning.builders import SCHEME, TableScorer, geometry, policy_search, space, table_profiles
 
 NAMES = "KV8 K8V4 KV4 K4V2 KV2"
 SPACE = space([((0, 1), NAMES), ((2,), NAMES), ((3,), "KV8 KV4 KV2")])
@@ -100,3 +106,96 @@ def test_every_strategy_keeps_to_the_constraints(strategy):
         assert names[3] != "K8V4"
         assert len(set(names)) <= 2
         assert policy.nominal_bits + 0.5 <= 6.0
+
+
+SLIDING = tuple(replace(shape, sliding_window=40 if layer % 2 else None) for layer, shape in enumerate(geometry(6)))
+BOUNDED = {
+    "per-token": (QuantScheme.per_token(), geometry(6)),
+    "windows": (QuantScheme.kivi(residual_length=40, sink_length=3), geometry(6)),
+    "sliding": (QuantScheme.per_token(sink_length=2), SLIDING),
+    "sliding, groups, share": (QuantScheme.kivi(residual_length=0, residual_share=0.1), SLIDING),
+}
+OPEN = space([((layer,), "K16V16 KV8 K8V4 KV4 K4V2 KV2") for layer in range(6)])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.8, 1.0])
+@pytest.mark.parametrize("max_pairs", [None, 2])
+@pytest.mark.parametrize("name", BOUNDED)
+def test_the_exact_front_within_a_memory_bound_is_that_of_enumeration(name, max_pairs, share):
+    scheme, shapes = BOUNDED[name]
+    bound = _bound(OPEN, scheme, shapes, share=share)
+    choices = Choices(OPEN, scheme, shapes, max_pairs=max_pairs, memory=bound)
+    weights = np.random.default_rng(3).lognormal(0, 1, 6)
+    names = " ".join(pair.name for pair in OPEN.candidates)
+    model = Surrogate.additive(table_profiles(weights, names))
+    found = [(bits, kl) for _, bits, kl in surrogate_front(choices, model)]
+    expected = enumerated_front(choices, model)
+    assert [bits for bits, _ in found] == pytest.approx([bits for bits, _ in expected])
+    assert [kl for _, kl in found] == pytest.approx([kl for _, kl in expected])
+    assert all(
+        _bytes(choices.policy(choice), shapes) <= bound.max_bytes for choice, _, _ in surrogate_front(choices, model)
+    )
+
+
+def _bytes(policy, shapes, batch=3, context=333):
+    return cache_bytes(policy, shapes, tokens=context, batch=batch)
+
+
+def _bound(space_, scheme, shapes, *, share):
+    """Memory between the smallest and the largest policy's, to the byte."""
+    free = Choices(space_, scheme, shapes)
+    ends = [_bytes(free.policy(choice), shapes) for choice in (free.narrowest, (0,) * len(free.sizes))]
+    return MemoryBound(max_gib=round(ends[0] + share * (ends[1] - ends[0])) / GIB, batch=3, context=333)
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_choices_within_a_memory_bound_are_those_of_enumeration(name):
+    scheme, shapes = BOUNDED[name]
+    small = space([((0, 1, 2), "K16V16 KV8 KV4 KV2"), ((3,), "K16V16 KV8 KV2"), ((4, 5), "K16V16 K8V4 KV2")])
+    bound = _bound(small, scheme, shapes, share=0.4)
+    choices = Choices(small, scheme, shapes, max_bits=9.0, memory=bound)
+    every = list(product(*(range(size) for size in choices.sizes)))
+    expected = {
+        choice
+        for choice in every
+        if choices.bits(choice) <= 9.0 and _bytes(choices.policy(choice), shapes) <= bound.max_bytes
+    }
+    assert 0 < len(expected) < len(every)
+    assert set(choices.all_fitting()) == expected == {choice for choice in every if choices.fits(choice)}
+    rng = np.random.default_rng(0)
+    assert all(choices.narrowed(choice, rng) in expected for choice in every)
+
+
+@pytest.mark.parametrize("strategy", list(SearchStrategy))
+def test_every_strategy_keeps_to_a_memory_bound(strategy):
+    bound = MemoryBound(max_gib=4 * 2 * 128 * 5 / 8 * 100 * 2 / GIB, batch=2, context=100)
+    search = policy_search(
+        SPACE, WEIGHTS, strategy=strategy, evaluations=12, population=6, constraints=Constraints(memory=bound)
+    )
+    found = [item.policy for item in search.candidates(TableScorer(WEIGHTS))]
+    assert found
+    assert all(_bytes(policy, geometry(4), batch=2, context=100) <= bound.max_bytes for policy in found)
+
+
+def test_the_least_memory_is_said_where_nothing_fits():
+    least = 4 * 2 * 128 * 2.5 / 8 * 8192
+    with pytest.raises(
+        InputError, match=r"max_gib must be at least 0.0025, .* at batch 1 x 8,192 tokens; got 0.001"
+    ) as error:
+        Choices(SPACE, SCHEME, geometry(4), memory=MemoryBound(max_gib=0.001))
+    assert least / GIB <= 0.0025
+    assert "\n" not in str(error.value)
+    Choices(SPACE, SCHEME, geometry(4), memory=MemoryBound(max_gib=0.0025))
+
+
+def test_two_bounds_that_do_not_go_together_are_refused():
+    scheme, shapes = BOUNDED["per-token"]
+    with pytest.raises(InputError, match="max_bits must be at least"):
+        Choices(OPEN, scheme, shapes, max_bits=2.0, memory=MemoryBound(max_gib=1.0))
+
+
+@pytest.mark.parametrize("values", [{"max_gib": 0}, {"max_gib": float("nan")}, {"max_gib": 1, "batch": 0},
+                                    {"max_gib": 1, "context": 1.5}])  # fmt: skip
+def test_a_memory_bound_checks_itself(values):
+    with pytest.raises(InputError, match=list(values)[-1]):
+        MemoryBound(**values)

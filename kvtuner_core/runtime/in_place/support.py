@@ -9,7 +9,7 @@ from kernels.decode_attention import op as decode
 from kvtuner_core.domain.model import LayerGeometry
 from kvtuner_core.domain.policy import LayerPrecision
 from kvtuner_core.domain.precision import FULL_BITS, PrecisionPair
-from kvtuner_core.domain.scheme import Granularity, QuantScheme, ScaleDtype
+from kvtuner_core.domain.scheme import Granularity, QuantScheme, Rotation, ScaleDtype
 from kvtuner_core.errors import InputError
 
 VARIABLE = "KVTUNER_KERNELS"
@@ -62,15 +62,19 @@ def _pair_reason(pair: PrecisionPair, head_dim: int, scheme: QuantScheme) -> str
 
 
 def _scheme_reason(scheme: QuantScheme) -> str | None:
-    if scheme.symmetric:
-        return "its codes are symmetric"
-    if scheme.scale_dtype is not ScaleDtype.FLOAT16:
-        return f"its scales are {scheme.scale_dtype.value}"
-    if scheme.value_granularity is Granularity.CHANNEL:
-        return "its values are grouped per channel"
-    if scheme.has_channel_groups and scheme.flush_tokens != decode.CHANNEL_GROUP:
-        return f"its channel groups have {scheme.flush_tokens} tokens, not {decode.CHANNEL_GROUP}"
-    return None
+    channel = scheme.has_channel_groups
+    rules = (
+        (scheme.rotation is not Rotation.NONE, "its codes are rotated"),
+        (scheme.residual_share > 0, "its full-precision window grows with the context"),
+        (scheme.symmetric, "its codes are symmetric"),
+        (scheme.scale_dtype is not ScaleDtype.FLOAT16, f"its scales are {scheme.scale_dtype.value}"),
+        (scheme.value_granularity is Granularity.CHANNEL, "its values are grouped per channel"),
+        (
+            channel and scheme.flush_tokens != decode.CHANNEL_GROUP,
+            f"its channel groups have {scheme.flush_tokens} tokens, not {decode.CHANNEL_GROUP}",
+        ),
+    )
+    return next((reason for broken, reason in rules if broken), None)
 
 
 def _layout_reason(pair: PrecisionPair, head_dim: int, scheme: QuantScheme) -> str | None:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.quantize import op
+from kernels.quantize import op, reference
 from kvtuner_core.domain.memory import packed_row_bytes
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -35,6 +35,28 @@ def cases(draw):
         "symmetric": draw(st.booleans()),
         "scale_dtype": draw(st.sampled_from([torch.float16, torch.float32])),
     }
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=cases())
+def test_simulated_equals_packed_where_rows_are_rotated(case):
+    x, options = case
+    packed = op.quantize(x, **options, rotated=True)
+    assert packed.rotated
+    found = op.dequantize(packed, dtype=x.dtype)
+    assert torch.equal(op.simulate(x, **options, rotated=True), found)
+    assert found.dtype == x.dtype
+    # One token's bits do not depend on its neighbours, so a cache may rotate token by token.
+    alone = torch.cat([reference.rotate(x[:, :, [t]]) for t in range(x.shape[2])], dim=2)
+    assert torch.equal(reference.rotate(x), alone)
+
+
+def test_rotating_spreads_an_outlier_channel():
+    x = torch.randn((1, 2, 50, 64), generator=torch.Generator().manual_seed(0))
+    x[..., 7] += 30
+    options = {"bits": 4, "granularity": "token", "group_size": 64}
+    plain, turned = ((op.simulate(x, **options, rotated=rotated) - x).norm() for rotated in (False, True))
+    assert turned < 0.5 * plain
 
 
 def _spread(numbers: torch.Tensor, packed: op.Packed) -> torch.Tensor:

@@ -46,3 +46,21 @@ def test_padding_is_zero():
     rows = reference.pack(torch.full((1, 1, 1, 9), 7, dtype=torch.uint8), 3)
     assert rows.shape[-1] == 6
     assert sum(int(byte).bit_count() for byte in rows.flatten()) == 27
+
+
+def _hadamard(size):
+    if size == 1:
+        return torch.ones(1, 1, dtype=torch.float64)
+    half = _hadamard(size // 2)
+    return torch.cat([torch.cat([half, half], 1), torch.cat([half, -half], 1)], 0) / 2**0.5
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_rotating_is_the_drawn_matrix_and_its_own_inverse(size):
+    x = torch.randn((2, 3, 5, size), generator=torch.Generator().manual_seed(size))
+    block = next(n for n in (128, 64, 32, 16, 8, 4, 2, 1) if size % n == 0)
+    matrix = torch.block_diag(*[_hadamard(block)] * (size // block))
+    turned = reference.rotate(x)
+    torch.testing.assert_close(turned.double(), x.double() @ matrix.T, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(reference.rotate(turned), x, rtol=1e-5, atol=1e-5)
+    assert reference.rotate(x.double(), dtype=torch.float16).dtype == torch.float16

@@ -9,7 +9,7 @@ from transformers import DynamicCache
 from kvtuner_core.domain.memory import cache_bytes
 from kvtuner_core.domain.policy import KVPolicy, LayerPrecision
 from kvtuner_core.domain.precision import PrecisionPair
-from kvtuner_core.domain.scheme import PrefillMode, QuantScheme
+from kvtuner_core.domain.scheme import PrefillMode, QuantScheme, Rotation
 from kvtuner_core.errors import InputError
 from kvtuner_core.runtime.cache import QuantizedKVCache
 from kvtuner_core.runtime.geometry import layer_geometry
@@ -215,6 +215,8 @@ def test_buffers_grow_by_segments_and_nothing_stored_is_copied(models, pair):
 
 @pytest.mark.parametrize(("scheme", "pair", "reason"), [
     (QuantScheme.per_token(symmetric=True), "K4V4", "its codes are symmetric"),
+    (QuantScheme.per_token(rotation=Rotation.KEYS_AND_VALUES), "K4V4", "its codes are rotated"),
+    (QuantScheme.kivi(residual_share=0.2), "K4V4", "its full-precision window grows with the context"),
     (QuantScheme.per_token(), "K16V4", "K16V4 keeps one side unquantised"),
     (QuantScheme.kivi(group_size=16), "K4V4", "its channel groups have 16 tokens, not 32"),
     (QuantScheme.per_token(), "K4V3", "head_dim must be a multiple of 64 at 3 bits"),
