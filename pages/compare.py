@@ -9,7 +9,18 @@ from kvtuner_core.domain.runs import RunKind
 from kvtuner_core.domain.tasks import GenerateTask
 from kvtuner_core.errors import InputError
 from kvtuner_core.services import generating, models
-from pages.components import address, failures, frame, generations, headlines, policies, requests, schemes, speed, stored
+from pages.components import (
+    address,
+    failures,
+    frame,
+    generations,
+    headlines,
+    policies,
+    requests,
+    schemes,
+    speed,
+    stored,
+)
 from pages.components.workspace import workspace
 
 PAGE = "compare"

@@ -8,15 +8,17 @@ drawn from the posterior: plausible given what was seen, and different where lit
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.study import Candidate
-from kvtuner_core.tuning.additive import AdditiveProblem, additive_front
+from kvtuner_core.tuning.additive import AdditiveProblem, Solution, additive_front
 from kvtuner_core.tuning.asking import Asking
 from kvtuner_core.tuning.choices import Choice, Choices
+from kvtuner_core.tuning.coupled import Losses, coupled_front
 from kvtuner_core.tuning.spread import Point, spread
 from kvtuner_core.tuning.surrogate import Surrogate
 
@@ -31,18 +33,27 @@ Predicted = tuple[Choice, float, float]
 
 
 def surrogate_front(choices: Choices, model: Surrogate) -> tuple[Predicted, ...]:
-    """The exact Pareto front of the surrogate within the bounds of ``choices``, fewest bits first."""
+    """The Pareto front of the surrogate within the bounds of ``choices``, fewest bits first.
+
+    Exact where the surrogate has no pairwise terms, else as `coupled_front` finds it.
+    """
     rows = zip(choices.layers, choices.pairs, strict=True)
+    losses = tuple(tuple(model.loss(layers, pair) for pair in pairs) for layers, pairs in rows)
     problem = AdditiveProblem(
         costs=choices.costs,
-        losses=tuple(tuple(model.loss(layers, pair) for pair in pairs) for layers, pairs in rows),
+        losses=losses,
         labels=choices.pairs,
         budget=choices.budget,
         most_labels=choices.max_pairs,
         weights=choices.weights,
         limit=choices.limit,
     )
-    return tuple((found.choice, choices.bits_of(found.cost), found.loss) for found in additive_front(problem))
+
+    def solve(own: Losses) -> tuple[Solution, ...]:
+        return additive_front(replace(problem, losses=own))
+
+    found = solve(losses) if model.coupling is None else coupled_front(choices, model, losses, solve)
+    return tuple((item.choice, choices.bits_of(item.cost), item.loss) for item in found)
 
 
 def spread_start(choices: Choices, model: Surrogate, *, most: int) -> tuple[Choice, ...]:

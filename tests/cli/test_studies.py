@@ -66,7 +66,13 @@ def test_a_demo_study_is_written_as_shipped(cli, tiny, tmp_path):
 
 def test_a_search_says_how_far_it_can_be_trusted(searched):
     assert searched["strategy"] == "auto"
-    assert searched["constraints"] == {"max_bits": None, "max_pairs": None, "forbidden": [], "pinned": []}
+    assert searched["constraints"] == {
+        "max_bits": None,
+        "max_pairs": None,
+        "forbidden": [],
+        "pinned": [],
+        "memory": None,
+    }
     assert searched["hypervolume_reference"] == {"effective_bits": 16.0, "kl": 10.0}
     assert searched["regret"] >= 0
     points = searched["additive"]["points"]
