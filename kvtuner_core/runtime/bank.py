@@ -1,8 +1,10 @@
 """The cache bank: every layer's prefix at every bit width, ready to be read.
 
 Prefix keys and values do not depend on the policy, so each is quantised once per bit width and
-kept, laid out as `Layout` says, with room for the suffix behind it. A policy is then a choice of
-tensors, and scoring it copies nothing but the suffix.
+kept. Where there is room they are kept as values, laid out as `Layout` says, with room for the
+suffix behind them: a policy is then a choice of tensors, and scoring it copies nothing but the
+suffix. Where there is less room the packed codes are kept, a quarter to an eighth of the bytes, and
+a layer is dequantised and laid out when it is read; the numbers are the same bit for bit.
 """
 
 from collections import OrderedDict
@@ -13,11 +15,18 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from kernels.quantize.op import simulate
+from kernels.quantize.op import Packed, dequantize, quantize, simulate
 from kvtuner_core.domain.policy import LayerPrecision
 from kvtuner_core.domain.precision import FULL_BITS
 from kvtuner_core.domain.scheme import Granularity, QuantScheme, ScaleDtype
 from kvtuner_core.runtime.visibility import Layout, Span
+
+
+class Storage(StrEnum):
+    """How quantised prefixes are kept: as ``VALUES`` that can be read at once, or as packed ``CODES``."""
+
+    VALUES = "values"
+    CODES = "codes"
 
 
 class Side(StrEnum):
@@ -42,7 +51,7 @@ class Side(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LayerHistory:
-    """Exact prefix of one layer, after the rotary embedding.
+    """Exact prefix of one layer, after the rotary embedding; on the model's device, or pinned on the host.
 
     Attributes:
         keys: ``[R, H_kv, P, D]``.
@@ -56,23 +65,54 @@ class LayerHistory:
         """Keys or values."""
         return self.keys if side is Side.KEY else self.values
 
+    def on_host(self) -> "LayerHistory":
+        """A copy in the host's memory, pinned so that it comes back at the full speed of the bus."""
+        keys, values = (side.to("cpu", copy=True) for side in (self.keys, self.values))
+        if self.keys.is_cuda:
+            keys, values = keys.pin_memory(), values.pin_memory()
+        return LayerHistory(keys=keys, values=values)
+
 
 def simulated(x: Tensor, scheme: QuantScheme, side: Side, bits: int) -> Tensor:
     """``x`` ``[R, H, T, D]`` quantised and dequantised; T is a whole number of groups."""
     if bits == FULL_BITS or x.shape[2] == 0:
         return x
     granularity = side.granularity(scheme)
-    group = scheme.token_group(x.shape[3]) if granularity is Granularity.TOKEN else scheme.flush_tokens
-    dtype = torch.float16 if scheme.scale_dtype is ScaleDtype.FLOAT16 else torch.float32
     return simulate(
         x,
         bits=bits,
         granularity=granularity.value,
-        group_size=group,
+        group_size=_group(scheme, granularity, x.shape[3]),
         symmetric=scheme.symmetric,
-        scale_dtype=dtype,
+        scale_dtype=_scale_dtype(scheme),
         rotated=side.rotated(scheme),
     )
+
+
+def packed(x: Tensor, scheme: QuantScheme, side: Side, bits: int) -> Packed:
+    """The codes of ``x``, of which `dequantize` makes what `simulated` gives."""
+    granularity = side.granularity(scheme)
+    return quantize(
+        x,
+        bits=bits,
+        granularity=granularity.value,
+        group_size=_group(scheme, granularity, x.shape[3]),
+        symmetric=scheme.symmetric,
+        scale_dtype=_scale_dtype(scheme),
+        rotated=side.rotated(scheme),
+    )
+
+
+def _group(scheme: QuantScheme, granularity: Granularity, head_dim: int) -> int:
+    return scheme.token_group(head_dim) if granularity is Granularity.TOKEN else scheme.flush_tokens
+
+
+def _scale_dtype(scheme: QuantScheme) -> torch.dtype:
+    return torch.float16 if scheme.scale_dtype is ScaleDtype.FLOAT16 else torch.float32
+
+
+_Place = tuple[int, Side, tuple[int, ...]]
+"""Layer, side, and bits per KV head of values; of codes, the one width that all heads are kept at."""
 
 
 class Bank:
@@ -82,13 +122,22 @@ class Bank:
         history: Exact prefix of each cached layer.
         layouts: Slots of each cached layer.
         capacity: Most bytes to keep; what was used longest ago is dropped and built again.
+        storage: What is kept.
     """
 
-    def __init__(self, history: Sequence[LayerHistory], layouts: Sequence[Layout], *, capacity: int) -> None:
+    def __init__(
+        self,
+        history: Sequence[LayerHistory],
+        layouts: Sequence[Layout],
+        *,
+        capacity: int,
+        storage: Storage = Storage.VALUES,
+    ) -> None:
         self._history = history
         self._layouts = layouts
         self._capacity = capacity
-        self._kept: OrderedDict[tuple[int, Side, tuple[int, ...]], Tensor] = OrderedDict()
+        self._storage = storage
+        self._kept: OrderedDict[_Place, Tensor | Packed] = OrderedDict()
         self._bytes = 0
 
     @property
@@ -113,7 +162,7 @@ class Bank:
             ``[R, H_kv, K, D]``, valid until the next call for the same layer, side and bits.
         """
         bits = side.bits(precision, suffix.shape[1])
-        buffer = self._buffer(layer, side, bits)
+        buffer = self._buffer(layer, side, bits, suffix.device)
         layout = self._layouts[layer]
         buffer[:, :, layout.new] = suffix
         if layout.boundary.tokens:
@@ -121,41 +170,108 @@ class Bank:
             buffer[:, :, layout.boundary.slots] = self._per_head(exact, layout.scheme, side, bits)
         return buffer
 
-    def _buffer(self, layer: int, side: Side, bits: tuple[int, ...]) -> Tensor:
+    def gathered(self, layer: int, side: Side, precisions: Sequence[LayerPrecision], suffix: Tensor) -> Tensor:
+        """`with_suffix` of several policies at once, each with its own suffix, in a few large operations.
+
+        Args:
+            layer: Index among the cached layers.
+            side: Keys or values.
+            precisions: The layer's bits under each policy.
+            suffix: Exact keys or values of the suffix, ``[policies * R, H_kv, S, D]``, policy by policy.
+
+        Returns:
+            ``[policies * R, H_kv, K, D]``, a new tensor.
+        """
+        bits = [side.bits(precision, suffix.shape[1]) for precision in precisions]
+        laid_out = torch.cat([self._buffer(layer, side, own, suffix.device) for own in bits])
+        layout = self._layouts[layer]
+        laid_out[:, :, layout.new] = suffix
+        if layout.boundary.tokens:
+            exact = self._exact(layer, side, suffix, layout.boundary)
+            rows = suffix.shape[0] // len(bits)
+            own = torch.tensor(bits, dtype=torch.uint8).repeat_interleave(rows, 0)[:, :, None, None]
+            own = own.pin_memory().to(suffix.device, non_blocking=True) if suffix.is_cuda else own
+            chosen = exact
+            for width in sorted({width for one in bits for width in one if width != FULL_BITS}):
+                chosen = torch.where(own == width, simulated(exact, layout.scheme, side, width), chosen)
+            laid_out[:, :, layout.boundary.slots] = chosen
+        return laid_out
+
+    def _buffer(self, layer: int, side: Side, bits: tuple[int, ...], device: torch.device) -> Tensor:
+        if self._storage is Storage.CODES:
+            return self._lay_out(layer, side, bits, device)
         key = (layer, side, bits)
         found = self._kept.get(key)
-        if found is not None:
+        if isinstance(found, Tensor):
             self._kept.move_to_end(key)
             return found
-        made = self._lay_out(layer, side, bits)
-        size = made.numel() * made.element_size()
+        made = self._lay_out(layer, side, bits, device)
+        self._keep(key, made, made.nbytes)
+        return made
+
+    def _keep(self, key: _Place, made: Tensor | Packed, size: int) -> None:
         while self._kept and self._bytes + size > self._capacity:
             _, dropped = self._kept.popitem(last=False)
-            self._bytes -= dropped.numel() * dropped.element_size()
+            self._bytes -= _size(dropped)
         if size <= self._capacity:
             self._kept[key] = made
             self._bytes += size
-        return made
 
-    def _lay_out(self, layer: int, side: Side, bits: tuple[int, ...]) -> Tensor:
+    def _lay_out(self, layer: int, side: Side, bits: tuple[int, ...], device: torch.device) -> Tensor:
         exact = self._history[layer].side(side)
         layout = self._layouts[layer]
         rows, heads, _, head_dim = exact.shape
-        buffer = exact.new_empty((rows, heads, layout.slots, head_dim))
+        buffer = torch.empty((rows, heads, layout.slots, head_dim), dtype=exact.dtype, device=device)
         buffer[:, :, layout.sinks.slots] = exact[:, :, : layout.sinks.stop]
-        groups = exact[:, :, layout.packed_from : layout.packed.stop]
-        packed = self._per_head(groups, layout.scheme, side, bits)
-        buffer[:, :, layout.packed.slots] = packed[:, :, layout.packed.start - layout.packed_from :]
+        groups = self._quantised(layer, side, bits, device)
+        buffer[:, :, layout.packed.slots] = groups[:, :, layout.packed.start - layout.packed_from :]
         start = layout.exact.slot
         buffer[:, :, start : layout.new.start] = exact[:, :, layout.exact.start : layout.prefix]
         return buffer
 
+    def _quantised(self, layer: int, side: Side, bits: tuple[int, ...], device: torch.device) -> Tensor:
+        """The whole groups of the packed span as they are read."""
+        layout = self._layouts[layer]
+        if self._storage is Storage.VALUES:
+            return self._per_head(self._groups(layer, side, device), layout.scheme, side, bits)
+        widths = sorted(set(bits))
+        found = [self._dequantised(layer, side, width, device) for width in widths]
+        if len(widths) == 1:
+            return found[0]
+        result = torch.empty_like(found[0])
+        for width, values in zip(widths, found, strict=True):
+            heads = [head for head, own in enumerate(bits) if own == width]
+            result[:, heads] = values[:, heads]
+        return result
+
+    def _dequantised(self, layer: int, side: Side, width: int, device: torch.device) -> Tensor:
+        if width == FULL_BITS or self._layouts[layer].packed.stop == self._layouts[layer].packed_from:
+            return self._groups(layer, side, device)
+        key = (layer, side, (width,))
+        codes = self._kept.get(key)
+        if isinstance(codes, Packed):
+            self._kept.move_to_end(key)
+        else:
+            codes = packed(self._groups(layer, side, device), self._layouts[layer].scheme, side, width)
+            self._keep(key, codes, _size(codes))
+        return dequantize(codes, dtype=self._history[layer].side(side).dtype)
+
+    def _groups(self, layer: int, side: Side, device: torch.device) -> Tensor:
+        layout = self._layouts[layer]
+        exact = self._history[layer].side(side)
+        if exact.device == device:
+            return exact[:, :, layout.packed_from : layout.packed.stop]
+        # Whole tensors cross the bus at full speed; slices would be copied on the host first.
+        return exact.to(device, non_blocking=True)[:, :, layout.packed_from : layout.packed.stop]
+
     def _exact(self, layer: int, side: Side, suffix: Tensor, span: Span) -> Tensor:
-        """Exact tokens of a span that may begin in the prefix."""
+        """Exact tokens of a span that may begin in the prefix; ``suffix`` may hold the rows of several policies."""
         prefix = self._layouts[layer].prefix
-        old = self._history[layer].side(side)[:, :, span.start : prefix] if span.start < prefix else None
         new = suffix[:, :, max(0, span.start - prefix) : max(0, span.stop - prefix)]
-        return new if old is None else torch.cat([old[:, :, : span.tokens], new], dim=2)
+        if span.start >= prefix:
+            return new
+        old = self._history[layer].side(side)[:, :, span.start : min(span.stop, prefix)].to(suffix.device)
+        return torch.cat([old.repeat(suffix.shape[0] // old.shape[0], 1, 1, 1), new], dim=2)
 
     @staticmethod
     def _per_head(x: Tensor, scheme: QuantScheme, side: Side, bits: tuple[int, ...]) -> Tensor:
@@ -166,3 +282,9 @@ class Bank:
             heads = [head for head, own in enumerate(bits) if own == width]
             result[:, heads] = simulated(x[:, heads], scheme, side, width)
         return result
+
+
+def _size(kept: Tensor | Packed) -> int:
+    if isinstance(kept, Tensor):
+        return kept.nbytes
+    return kept.codes.nbytes + kept.scale.nbytes + (0 if kept.offset is None else kept.offset.nbytes)

@@ -8,39 +8,57 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from kvtuner_core.domain.model import LayerGeometry
-from kvtuner_core.errors import ComputeError, ModelError
+from kvtuner_core.errors import ModelError
 from kvtuner_core.runtime.bank import LayerHistory
+from kvtuner_core.runtime.footprint import chunk_tokens
 from kvtuner_core.runtime.interception import decoder_of
 from kvtuner_core.runtime.loading import LoadedModel, filled_layers
 from kvtuner_core.runtime.prompts import CutPrompt
-from kvtuner_core.runtime.provenance import device_memory
 from kvtuner_core.runtime.replay import Batch, Part
 
-_CHUNK_TOKENS = {"cpu": 1024, "cuda": 8192}
 _SUFFIX_TOKENS = {"cpu": 512, "cuda": 4096}
 _LOGITS_BYTES = 1 << 30
 
 
-def batches(prompts: Sequence[CutPrompt], *, device: torch.device, vocabulary: int) -> Iterator[tuple[CutPrompt, ...]]:
-    """Prompts that are scored together: equal suffix lengths, bounded tokens and logits."""
+def batches(
+    prompts: Sequence[CutPrompt], *, device: torch.device, vocabulary: int, most_tokens: int | None = None
+) -> Iterator[tuple[CutPrompt, ...]]:
+    """Prompts that are scored together: equal suffix lengths, bounded tokens and logits.
+
+    Args:
+        prompts: The prompts.
+        device: Where they are scored.
+        vocabulary: Logits of a token.
+        most_tokens: Most tokens of the prompts of a batch, prefixes included; a longer one is alone.
+    """
     tokens = min(_SUFFIX_TOKENS.get(device.type, 512), max(1, _LOGITS_BYTES // (4 * vocabulary)))
     ordered = sorted(prompts, key=lambda prompt: (len(prompt.suffix), len(prompt.prefix)))
     for length, group in itertools.groupby(ordered, key=lambda prompt: len(prompt.suffix)):
         equal = list(group)
         rows = max(1, tokens // length)
+        if most_tokens is not None:
+            rows = max(1, min(rows, most_tokens // (len(equal[-1].prefix) + 2 * length)))
         count = -(-len(equal) // rows)
         # Batches of nearly one size: the last would otherwise be a small and slow one.
         for index in range(count):
             yield tuple(equal[index * len(equal) // count : (index + 1) * len(equal) // count])
 
 
-def capture(loaded: LoadedModel, prompts: tuple[CutPrompt, ...]) -> Batch:
-    """Read the prefixes of a batch in full precision and keep each layer's keys and values."""
+def capture(loaded: LoadedModel, prompts: tuple[CutPrompt, ...], *, on_host: bool = False) -> Batch:
+    """Read the prefixes of a batch in full precision and keep each layer's keys and values.
+
+    Args:
+        loaded: The model.
+        prompts: A batch.
+        on_host: Whether to keep them in the host's memory.
+    """
     parts = []
     start = 0
     for length, group in itertools.groupby(prompts, key=lambda prompt: len(prompt.prefix)):
         ids = torch.tensor([prompt.prefix for prompt in group], device=loaded.device)
         history = _read(loaded.model, ids, loaded.info.layers)
+        if on_host:
+            history = tuple(layer.on_host() for layer in history)
         parts.append(Part(rows=slice(start, start + len(ids)), prefix=length, history=history))
         start += len(ids)
     suffix = len(prompts[0].suffix)
@@ -55,25 +73,13 @@ def capture(loaded: LoadedModel, prompts: tuple[CutPrompt, ...]) -> Batch:
     )
 
 
-def check_memory(loaded: LoadedModel, prompts: Sequence[CutPrompt]) -> None:
-    """Raise `ComputeError` before reading prompts whose exact history alone would not fit."""
-    scalars = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in loaded.info.layers)
-    tokens = sum(len(prompt.prefix) + len(prompt.suffix) for prompt in prompts)
-    needed = 2 * tokens * scalars * loaded.dtype.itemsize
-    free, _ = device_memory(loaded.device)
-    if needed > free:
-        raise ComputeError(
-            f"The prompts' cache needs {needed / 2**30:.1f} GiB; {free / 2**30:.1f} GiB are free. "
-            "Use fewer prompts or a lower prefix_tokens."
-        )
-
-
 def own_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Logits ``[S, V]`` of the batch's first row as the model itself computes them with its own cache."""
     part = batch.parts[0]
     cache = DynamicCache()
     for index, layer in enumerate(part.history):
-        cache.update(layer.keys[:1].clone(), layer.values[:1].clone(), index)
+        keys, values = (side[:1].to(batch.suffix_ids.device, copy=True) for side in (layer.keys, layer.values))
+        cache.update(keys, values, index)
     logits: Tensor = model(
         input_ids=batch.suffix_ids[:1], position_ids=batch.positions[:1], past_key_values=cache, use_cache=True
     ).logits
@@ -82,16 +88,17 @@ def own_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 def _read(model: PreTrainedModel, ids: Tensor, layers: Sequence[LayerGeometry]) -> tuple[LayerHistory, ...]:
     """Exact keys and values of every cached layer for ``ids`` ``[R, P]``, some rows at a time."""
-    step = max(1, _CHUNK_TOKENS.get(ids.device.type, 1024) // ids.shape[1])
-    pieces = [_read_rows(model, rows, layers) for rows in torch.split(ids, step)]
+    step = max(1, chunk_tokens(ids.device, ids.shape[1]) // ids.shape[1])
+    pieces = [list(_read_rows(model, rows, layers)) for rows in torch.split(ids, step)]
     if len(pieces) == 1:
-        return pieces[0]
-    return tuple(
-        LayerHistory(
-            keys=torch.cat([history.keys for history in same]), values=torch.cat([history.values for history in same])
-        )
-        for same in zip(*pieces, strict=True)
-    )
+        return tuple(pieces[0])
+    joined = []
+    for _ in layers:
+        # A layer's pieces go as soon as they are joined: the history never lies in memory twice.
+        same = [piece.pop(0) for piece in pieces]
+        keys, values = torch.cat([history.keys for history in same]), torch.cat([history.values for history in same])
+        joined.append(LayerHistory(keys=keys, values=values))
+    return tuple(joined)
 
 
 def _read_rows(model: PreTrainedModel, ids: Tensor, layers: Sequence[LayerGeometry]) -> tuple[LayerHistory, ...]:
@@ -103,7 +110,7 @@ def _read_rows(model: PreTrainedModel, ids: Tensor, layers: Sequence[LayerGeomet
     decoder = decoder_of(model)
     cache = DynamicCache()
     rows, prefix = ids.shape
-    step = max(1, _CHUNK_TOKENS.get(ids.device.type, 1024) // rows)
+    step = max(1, chunk_tokens(ids.device, prefix) // rows)
     for start in range(0, prefix, step):
         stop = min(prefix, start + step)
         positions = torch.arange(start, stop, device=ids.device)[None].expand(rows, -1)

@@ -9,6 +9,7 @@ from torch import Tensor
 from kvtuner_core.domain.metrics import Interval
 
 _CHUNK_VALUES = 1 << 18
+_CHUNK_VALUES_CUDA = 1 << 26
 _RESAMPLES = 2000
 _LARGEST_EXPONENT = 40.0
 
@@ -35,8 +36,8 @@ class Reference:
         normalised = logits.dtype.itemsize >= 4
         kept = logits.clone()
         if normalised:
-            for row in kept:
-                row.sub_(_log_sum_exp(row))
+            for part in torch.split(kept, _rows(kept) if kept.is_cuda else 1):
+                part.sub_(_log_sum_exp(part))
         return cls(logits=kept, best=logits.argmax(-1), labels=labels, normalised=normalised)
 
 
@@ -75,16 +76,34 @@ def divergence(reference: Reference, logits: Tensor) -> Divergence:
         reference: Full-precision predictions.
         logits: Those that read the quantised history.
     """
-    rows = max(1, _CHUNK_VALUES // logits.shape[-1]) if logits.device.type == "cpu" else 256
+    return divergences(reference, logits, 1)[0]
+
+
+def divergences(reference: Reference, logits: Tensor, policies: int) -> list[Divergence]:
+    """`divergence` of several policies, whose logits ``[policies * N, V]`` lie one behind the other."""
+    found = [_moved(reference, own) for own in logits.chunk(policies)]
+    # One transfer: a GPU would else be waited for after each of them.
+    kl, agrees, change = (torch.stack(column).double().cpu().numpy() for column in zip(*found, strict=True))
+    return [
+        Divergence(kl=kl[index], agrees=agrees[index].astype(bool), nll_change=change[index])
+        for index in range(policies)
+    ]
+
+
+def _rows(logits: Tensor) -> int:
+    """Rows that are compared at once."""
+    return max(1, (_CHUNK_VALUES if logits.device.type == "cpu" else _CHUNK_VALUES_CUDA) // logits.shape[-1])
+
+
+def _moved(reference: Reference, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    rows = _rows(logits)
     parts = [slice(start, start + rows) for start in range(0, logits.shape[0], rows)]
     # The processor's cache holds a chunk and these two; new tensors for each step would cost more than the sums.
     exact = torch.promote_types(logits.dtype, torch.float32)
     scratch = torch.empty((2, rows, logits.shape[-1]), dtype=exact, device=logits.device)
     found = [_compare(reference, logits[part], part, scratch) for part in parts]
     kl, agrees, change = (torch.cat(column) for column in zip(*found, strict=True))
-    return Divergence(
-        kl=kl.double().cpu().numpy(), agrees=agrees.cpu().numpy(), nll_change=change.double().cpu().numpy()
-    )
+    return kl, agrees, change
 
 
 def _compare(reference: Reference, logits: Tensor, part: slice, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,11 +131,22 @@ def _log_sum_exp(logits: Tensor, *, scratch: Tensor | None = None) -> Tensor:
 
 
 def _kl(log_p: Tensor, difference: Tensor, scratch: Tensor) -> Tensor:
+    if difference.is_cuda:
+        return _kl_without_waiting(log_p, difference, scratch)
     # Beyond this exp overflows; such predictions are so far apart that the plain sum is exact enough.
     if bool(difference.amin() < -_LARGEST_EXPONENT):
         return difference.mul_(log_p.exp()).sum(-1).clamp_(min=0)
     terms = torch.neg(difference, out=scratch).expm1_().add_(difference)
     return terms.mul_(torch.exp(log_p, out=difference)).sum(-1)
+
+
+def _kl_without_waiting(log_p: Tensor, difference: Tensor, scratch: Tensor) -> Tensor:
+    """`_kl` that chooses row by row on the GPU, which is not asked for an answer in between."""
+    far = difference.amin(-1) < -_LARGEST_EXPONENT
+    weights = log_p.exp()
+    plain = (weights * difference).sum(-1).clamp_(min=0)
+    terms = torch.neg(difference, out=scratch).expm1_().add_(difference).mul_(weights)
+    return torch.where(far, plain, terms.sum(-1))
 
 
 def bootstrap(means: np.ndarray, tokens: np.ndarray, *, seed: int) -> Interval:

@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 
@@ -66,46 +65,6 @@ def eager_attention(module: nn.Module) -> Attention:
             "so its errors cannot be measured. Use another model."
         )
     return function
-
-
-def masked_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor, implementation: str, **own: Any
-) -> Tensor:
-    """Attention of suffix queries over laid-out keys and values, as the model itself computes it.
-
-    Plain models take torch's fused attention with the query heads of a KV head folded into its
-    rows, so that keys and values are never repeated. Models with soft caps or learned sinks, and
-    those that run eager, take their family's own function.
-
-    Args:
-        module: The model's attention module.
-        query: ``[B, H, S, D]``.
-        key: ``[B, H_kv, K, D]``.
-        value: ``[B, H_kv, K, D_v]``.
-        mask: Boolean ``[S, K]``, true where visible.
-        implementation: What the model uses outside of `intercepted`.
-        own: The keyword arguments that the model passes to its attention.
-
-    Returns:
-        ``[B, S, H, D_v]``.
-    """
-    if implementation != "eager" and is_plain(own):
-        return _folded(query, key, value, mask, own.get("scaling"))
-    return weighted_attention(module, query, key, value, mask=mask, **own)[0]
-
-
-def weighted_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor, **own: Any
-) -> tuple[Tensor, Tensor]:
-    """Like `masked_attention`, by the family's own function, with the weights ``[B, H, S, K]``."""
-    if own.get("position_bias") is not None:
-        raise ModelError(f"{type(module).__name__} adds a bias per position (ALiBi), which is not supported.")
-    additive = torch.zeros(mask.shape, dtype=query.dtype, device=query.device)
-    additive.masked_fill_(~mask, torch.finfo(query.dtype).min)
-    output, weights = eager_attention(module)(module, query, key, value, additive[None, None], **own)
-    if weights is None:
-        raise ModelError(f"{type(module).__name__} does not give its attention weights. Use another model.")
-    return output, weights
 
 
 def is_plain(own: dict[str, Any]) -> bool:
@@ -184,14 +143,3 @@ def model_configs(model: PreTrainedModel) -> list[PretrainedConfig]:
             for part in (config, config.get_text_config(decoder=True)):
                 found[id(part)] = part
     return list(found.values())
-
-
-def _folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
-    batch, heads, suffix, head_dim = query.shape
-    kv_heads = key.shape[1]
-    per_head = heads // kv_heads
-    rows = query.reshape(batch, kv_heads, per_head * suffix, head_dim)
-    output = nn.functional.scaled_dot_product_attention(
-        rows, key, value, attn_mask=mask.repeat(per_head, 1) if per_head > 1 else mask, scale=scaling
-    )
-    return output.reshape(batch, heads, suffix, value.shape[-1]).transpose(1, 2)

@@ -5,7 +5,8 @@ with equal prefixes form a part. The prefix was read once; here the model runs o
 while a function of ours, in the place of its attention, reads the bank.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,13 +15,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kvtuner_core.domain.policy import LayerPrecision
+from kvtuner_core.runtime.attending import Mask, masked_attention
 from kvtuner_core.runtime.bank import Bank, LayerHistory, Side
+from kvtuner_core.runtime.footprint import GATHERED_BYTES
 from kvtuner_core.runtime.head import Head, final_states
 from kvtuner_core.runtime.interception import (
     attention_implementation,
     decoder_layers,
     intercepted,
-    masked_attention,
     recorded_outputs,
     skipped_layers,
 )
@@ -89,12 +91,12 @@ class Banked:
     Attributes:
         part: The prompts.
         bank: Their laid-out history.
-        masks: ``[S, K]`` of each cached layer; layers of one window share a tensor.
+        masks: What each cached layer's queries see; layers of one window share one.
     """
 
     part: Part
     bank: Bank
-    masks: tuple[Tensor, ...]
+    masks: tuple[Mask, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -104,7 +106,8 @@ class SuffixAttention:
     Attributes:
         banked: The parts of the batch.
         rows: Prompts of the batch, ``R``.
-        policies: Precisions of each layer; the pass has ``len(policies) * R`` rows, policy by policy.
+        policies: Precisions of each layer; the pass has ``copies * R`` rows, policy by policy.
+        copies: Policies that the pass has rows for; rows beyond the given ones are left at zero.
         implementation: What the model uses by itself.
         captured: Filled with each layer's exact inputs where given.
     """
@@ -112,6 +115,7 @@ class SuffixAttention:
     banked: Sequence[Banked]
     rows: int
     policies: Sequence[Precisions]
+    copies: int
     implementation: str
     captured: dict[int, Captured] | None = None
     calls: int = 0
@@ -125,23 +129,42 @@ class SuffixAttention:
         layer = self._cached_layer(module, key)
         self.calls += 1
         if self.captured is not None:
-            self.captured.setdefault(layer, Captured(module=module, query=query, key=key, value=value, own=own))
+            query_, key_, value_ = (
+                side[: self.rows].clone() if self.copies > 1 else side for side in (query, key, value)
+            )
+            self.captured.setdefault(layer, Captured(module=module, query=query_, key=key_, value=value_, own=own))
+        attend = functools.partial(masked_attention, module, implementation=self.implementation, **own)
+        if len(self.banked) == 1 and self.copies > 1 and self._gathers(key, layer):
+            output = self._together(layer, query, key, value, attend)
+        else:
+            output = self._one_by_one(layer, query, key, value, attend)
+        missing = query.shape[0] - output.shape[0]
+        return (torch.cat([output, output.new_zeros((missing, *output.shape[1:]))]) if missing else output), None
+
+    def _gathers(self, key: Tensor, layer: int) -> bool:
+        layout = self.banked[0].bank.layout(layer)
+        return key[:, :, :1].nbytes * layout.slots <= GATHERED_BYTES[key.device.type]
+
+    def _together(self, layer: int, query: Tensor, key: Tensor, value: Tensor, attend: Callable[..., Tensor]) -> Tensor:
+        """All policies of the only part at once; short histories are sooner copied than launched one by one."""
+        (banked,) = self.banked
+        rows = len(self.policies) * self.rows
+        precisions = [policy[layer] for policy in self.policies]
+        keys = banked.bank.gathered(layer, Side.KEY, precisions, key[:rows])
+        values = banked.bank.gathered(layer, Side.VALUE, precisions, value[:rows])
+        return attend(query[:rows], keys, values, mask=banked.masks[layer])
+
+    def _one_by_one(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, attend: Callable[..., Tensor]
+    ) -> Tensor:
         pieces = []
         for index, policy in enumerate(self.policies):
             for banked in self.banked:
                 rows = slice(index * self.rows + banked.part.rows.start, index * self.rows + banked.part.rows.stop)
-                pieces.append(
-                    masked_attention(
-                        module,
-                        query[rows],
-                        banked.bank.with_suffix(layer, Side.KEY, policy[layer], key[rows]),
-                        banked.bank.with_suffix(layer, Side.VALUE, policy[layer], value[rows]),
-                        mask=banked.masks[layer],
-                        implementation=self.implementation,
-                        **own,
-                    )
-                )
-        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)), None
+                keys = banked.bank.with_suffix(layer, Side.KEY, policy[layer], key[rows])
+                values = banked.bank.with_suffix(layer, Side.VALUE, policy[layer], value[rows])
+                pieces.append(attend(query[rows], keys, values, mask=banked.masks[layer]))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def _cached_layer(self, module: nn.Module, key: Tensor) -> int:
         """Index among the cached layers; layers that reuse keys of another read its history."""
@@ -172,23 +195,33 @@ class Replayer:
         """Prepare for a model."""
         return cls(model=model, layers=decoder_layers(model), head=Head.of(model))
 
-    def record(self, batch: Batch, banked: Sequence[Banked]) -> tuple[Tensor, list[Any], dict[int, Captured]]:
+    def record(
+        self, batch: Batch, banked: Sequence[Banked], *, copies: int = 1
+    ) -> tuple[Tensor, list[Any], dict[int, Captured]]:
         """Run in full precision; give logits ``[R * S, V]``, each layer's output, each layer's inputs.
 
-        Logits, here and below, are valid until the next run.
+        Logits, here and below, are valid until the next run. The pass has as many rows as one of
+        ``copies`` policies, so that it is rounded as they are; what it gives is of the first copy.
         """
         full = (LayerPrecision(),) * len(batch.parts[0].history)
         captured: dict[int, Captured] = {}
-        attention = self._attention(batch, banked, [full])
+        attention = self._attention(batch, banked, [full], copies)
         attention.captured = captured
         if self.layers is None:
-            return self._logits(batch, attention, 1), [], captured
+            return self._logits(batch, attention), [], captured
         with recorded_outputs(self.layers) as outputs:
-            logits = self._logits(batch, attention, 1)
-        return logits, outputs, captured
+            logits = self._logits(batch, attention)
+        rows = len(batch.prompts)
+        return logits, [_first_rows(output, rows) for output in outputs], captured
 
     def logits(
-        self, batch: Batch, banked: Sequence[Banked], policies: Sequence[Precisions], *, outputs: Sequence[Any] = ()
+        self,
+        batch: Batch,
+        banked: Sequence[Banked],
+        policies: Sequence[Precisions],
+        *,
+        copies: int = 1,
+        outputs: Sequence[Any] = (),
     ) -> Tensor:
         """Logits ``[len(policies) * R * S, V]`` under some policies.
 
@@ -196,10 +229,12 @@ class Replayer:
             batch: The prompts.
             banked: Their parts.
             policies: One precision per cached layer, for each policy.
+            copies: Policies that the pass has rows for; more than are given are padding, which only
+                rounds the pass as others are.
             outputs: What `record` gave, so that layers before the first quantised one are skipped.
         """
         start = min(leading_full_layers(policy) for policy in policies) if outputs else 0
-        return self.from_layer(batch, banked, policies, start=start, outputs=outputs)
+        return self.from_layer(batch, banked, policies, copies=copies, start=start, outputs=outputs)
 
     def from_layer(
         self,
@@ -207,30 +242,36 @@ class Replayer:
         banked: Sequence[Banked],
         policies: Sequence[Precisions],
         *,
+        copies: int = 1,
         start: int,
         outputs: Sequence[Any],
     ) -> Tensor:
         """Like `logits`, with the layers before ``start`` replaced by their recorded ``outputs``."""
-        output = _repeated(outputs[start - 1], len(policies)) if start else None
+        attention = self._attention(batch, banked, policies, copies)
+        output = _repeated(outputs[start - 1], attention.copies) if start else None
         with skipped_layers(self.layers, start, output):
-            return self._logits(batch, self._attention(batch, banked, policies), len(policies))
+            return self._logits(batch, attention)
 
-    def _attention(self, batch: Batch, banked: Sequence[Banked], policies: Sequence[Precisions]) -> SuffixAttention:
+    def _attention(
+        self, batch: Batch, banked: Sequence[Banked], policies: Sequence[Precisions], copies: int
+    ) -> SuffixAttention:
         return SuffixAttention(
             banked,
             rows=len(batch.prompts),
             policies=policies,
+            copies=max(copies, len(policies)),
             implementation=attention_implementation(self.model),
         )
 
-    def _logits(self, batch: Batch, attention: SuffixAttention, copies: int) -> Tensor:
+    def _logits(self, batch: Batch, attention: SuffixAttention) -> Tensor:
+        copies, wanted = attention.copies, len(attention.policies) * batch.labels.numel()
         with intercepted(self.model, attention):
             ids, positions = batch.suffix_ids.repeat(copies, 1), batch.positions.repeat(copies, 1)
             if self.head is not None:
                 states = final_states(self.model, input_ids=ids, position_ids=positions)
-                return self.head.logits(states.flatten(0, 1))
+                return self.head.logits(states.flatten(0, 1))[:wanted]
             logits: Tensor = self.model(input_ids=ids, position_ids=positions, use_cache=False).logits
-        return logits.flatten(0, 1)
+        return logits.flatten(0, 1)[:wanted]
 
 
 def leading_full_layers(policy: Precisions) -> int:
@@ -239,6 +280,12 @@ def leading_full_layers(policy: Precisions) -> int:
         if not all(pair.is_full for pair in layer.pairs):
             return index
     return len(policy)
+
+
+def _first_rows(output: Any, rows: int) -> Any:
+    if isinstance(output, tuple):
+        return (output[0][:rows].clone(), *output[1:])
+    return None if output is None else output[:rows].clone()
 
 
 def _repeated(output: Any, copies: int) -> Any:

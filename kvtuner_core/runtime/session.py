@@ -12,17 +12,20 @@ from kvtuner_core.domain.model import LayerGeometry
 from kvtuner_core.domain.policy import KVPolicy, LayerPrecision
 from kvtuner_core.domain.tasks import EvaluationSpec
 from kvtuner_core.errors import ModelError
+from kvtuner_core.runtime.attending import Mask
 from kvtuner_core.runtime.bank import Bank
-from kvtuner_core.runtime.capture import batches, capture, check_memory, own_logits
-from kvtuner_core.runtime.divergence import Divergence, Reference, divergence
+from kvtuner_core.runtime.capture import batches, capture, own_logits
+from kvtuner_core.runtime.divergence import Divergence, Reference, divergence, divergences
+from kvtuner_core.runtime.footprint import plan_memory
 from kvtuner_core.runtime.loading import LoadedModel
 from kvtuner_core.runtime.prompts import CutPrompt, cut_prompts
-from kvtuner_core.runtime.provenance import device_memory
 from kvtuner_core.runtime.replay import Banked, Batch, Captured, Precisions, Replayer, leading_full_layers
 from kvtuner_core.runtime.scoring import Observed, policy_score
 from kvtuner_core.runtime.visibility import Layout
 
-_BANK_SHARE = 0.25
+MOST_TOGETHER = 64
+"""Policies of one pass at most."""
+
 _SELF_CHECK_KL = {torch.float32: 1e-5, torch.float16: 0.01, torch.bfloat16: 0.1}
 
 
@@ -48,6 +51,9 @@ class Prepared:
 class Session:
     """Scores policies on the prompts of one `EvaluationSpec`.
 
+    On a GPU every pass has rows for ``together`` policies, however many are scored: a matrix product
+    of another shape would be rounded in another way, so a score would depend on its company.
+
     Args:
         loaded: The model that the spec names.
         spec: Prompts, scheme, and how prompts are cut.
@@ -71,13 +77,16 @@ class Session:
             suffix_tokens=spec.suffix_tokens,
             max_positions=loaded.info.max_positions,
         )
-        check_memory(loaded, self.prompts)
+        self.plan = plan_memory(loaded, self.prompts, spec.scheme)
         self._replayer = Replayer.of(loaded.model)
-        groups = list(batches(self.prompts, device=loaded.device, vocabulary=loaded.info.vocabulary))
+        most, vocabulary = self.plan.batch_tokens, loaded.info.vocabulary
+        groups = list(batches(self.prompts, device=loaded.device, vocabulary=vocabulary, most_tokens=most))
+        largest = max(sum(len(prompt.suffix) for prompt in group) for group in groups)
+        self.together = max(1, min(MOST_TOGETHER, self.plan.pass_rows // largest))
+        self._tokens = sum(len(prompt.prefix) for prompt in self.prompts)
         with torch.inference_mode():
-            captured = [capture(loaded, group) for group in groups]
-            capacity = int(_BANK_SHARE * device_memory(loaded.device)[0]) // len(captured)
-            self.prepared = [self._prepare(batch, capacity) for batch in captured]
+            captured = [capture(loaded, group, on_host=self.plan.on_host) for group in groups]
+            self.prepared = [self._prepare(batch) for batch in captured]
             self._check(self.prepared[0])
 
     @property
@@ -95,15 +104,38 @@ class Session:
         Raises:
             PolicyError: If the policy does not fit the model.
         """
+        return self.score_many([policy], seed=seed)[0]
+
+    def score_many(self, policies: Sequence[KVPolicy], *, seed: int = 0) -> tuple[PolicyScore, ...]:
+        """Score policies by teacher forcing, ``together`` of them in a pass; each as it would be alone.
+
+        Args:
+            policies: The bits of each layer, under the session's scheme.
+            seed: Seed of the bootstrap.
+
+        Raises:
+            PolicyError: If a policy does not fit the model.
+        """
+        for policy in policies:
+            check_layers(policy, self.layers)
+        scores: list[PolicyScore] = []
+        for start in range(0, len(policies), self.together):
+            scores += self._scores(policies[start : start + self.together], seed)
+        return tuple(scores)
+
+    def _scores(self, policies: Sequence[KVPolicy], seed: int) -> list[PolicyScore]:
         started = time.perf_counter()
-        check_layers(policy, self.layers)
-        moved = self.diverge([policy.layers])[0]
         longest = max(len(prompt.prefix) + len(prompt.suffix) for prompt in self.prompts)
-        return policy_score(
-            Observed(prompts=[moved[prompt.index] for prompt in self.prompts], seed=seed),
-            cache_bytes=cache_bytes(policy, self.layers, tokens=longest, full_bytes=self.loaded.dtype.itemsize),
-            seconds=time.perf_counter() - started,
-        )
+        moved = self.diverge([policy.layers for policy in policies])
+        each = (time.perf_counter() - started) / len(policies)
+        return [
+            policy_score(
+                Observed(prompts=[one[prompt.index] for prompt in self.prompts], seed=seed),
+                cache_bytes=cache_bytes(policy, self.layers, tokens=longest, full_bytes=self.loaded.dtype.itemsize),
+                seconds=each,
+            )
+            for policy, one in zip(policies, moved, strict=True)
+        ]
 
     def diverge(self, policies: Sequence[Precisions]) -> list[dict[int, Divergence]]:
         """Run policies together; for each, the divergence of every prompt by its index.
@@ -114,19 +146,25 @@ class Session:
         """
         results: list[dict[int, Divergence]] = [{} for _ in policies]
         run = [index for index, policy in enumerate(policies) if leading_full_layers(policy) < len(policy)]
+        step = self.together if self.together > 1 else max(1, len(run))
         for prepared in self.prepared:
             prompts = prepared.batch.prompts
             for result in results:
                 result.update(_by_prompt(prompts, Divergence.none(prepared.reference.labels)))
-            if run:
-                chosen = [policies[index] for index in run]
-                with torch.inference_mode():
-                    logits = self._replayer.logits(prepared.batch, prepared.banked, chosen, outputs=prepared.outputs)
-                    for index, own in zip(run, logits.chunk(len(run)), strict=True):
-                        results[index].update(_by_prompt(prompts, divergence(prepared.reference, own)))
+            for start in range(0, len(run), step):
+                part = run[start : start + step]
+                for index, moved in zip(part, self._moved(prepared, [policies[one] for one in part]), strict=True):
+                    results[index].update(_by_prompt(prompts, moved))
         return results
 
-    def _prepare(self, batch: Batch, capacity: int) -> Prepared:
+    def _moved(self, prepared: Prepared, policies: Sequence[Precisions]) -> list[Divergence]:
+        with torch.inference_mode():
+            logits = self._replayer.logits(
+                prepared.batch, prepared.banked, policies, copies=self.together, outputs=prepared.outputs
+            )
+            return divergences(prepared.reference, logits, len(policies))
+
+    def _prepare(self, batch: Batch) -> Prepared:
         suffix = batch.suffix_ids.shape[1]
         banked = []
         for part in batch.parts:
@@ -134,12 +172,18 @@ class Session:
                 window: Layout.build(self.scheme, prefix=part.prefix, suffix=suffix, window=window)
                 for window in {layer.sliding_window for layer in self.layers}
             }
-            masks = {window: layout.mask(self.loaded.device) for window, layout in layouts.items()}
+            masks = {window: Mask.of(layout.mask(self.loaded.device)) for window, layout in layouts.items()}
             windows = [layer.sliding_window for layer in self.layers]
-            bank = Bank(part.history, [layouts[window] for window in windows], capacity=capacity // len(batch.parts))
+            tokens = (part.rows.stop - part.rows.start) * part.prefix
+            bank = Bank(
+                part.history,
+                [layouts[window] for window in windows],
+                capacity=self.plan.bank_bytes * tokens // self._tokens,
+                storage=self.plan.storage,
+            )
             banked.append(Banked(part=part, bank=bank, masks=tuple(masks[window] for window in windows)))
         try:
-            logits, outputs, captured = self._replayer.record(batch, banked)
+            logits, outputs, captured = self._replayer.record(batch, banked, copies=self.together)
         except (TypeError, AttributeError, KeyError, IndexError) as error:
             raise ModelError(
                 f"{type(self.loaded.model).__name__} cannot run with another attention in place of its own, so it "
@@ -155,7 +199,9 @@ class Session:
         if len(outputs) != len(self.layers) or any(output is None for output in outputs):
             return False
         full = (LayerPrecision(),) * len(self.layers)
-        again = self._replayer.from_layer(batch, banked, [full], start=len(outputs) // 2, outputs=outputs)
+        again = self._replayer.from_layer(
+            batch, banked, [full], copies=self.together, start=len(outputs) // 2, outputs=outputs
+        )
         return bool(torch.equal(Reference.of(again, batch.labels).logits, reference.logits))
 
     def _check(self, prepared: Prepared) -> None:

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from kvtuner_core.errors import ComputeError
-from kvtuner_core.runtime import capture
+from kvtuner_core.runtime import capture, footprint
 from kvtuner_core.runtime.prompts import CutPrompt
 from tests.fakes.models import tiny_model
 from tests.runtime.test_session import make_loaded
@@ -29,16 +28,9 @@ def test_reading_in_pieces_gives_the_same_history(family, monkeypatch):
     prompts = tuple(_prompt(index, 50, 5) for index in range(3))
     with torch.inference_mode():
         whole = capture.capture(loaded, prompts).parts[0].history
-        monkeypatch.setattr(capture, "_CHUNK_TOKENS", {"cpu": 17})
+        monkeypatch.setattr(footprint, "CHUNK_TOKENS", {"cpu": 17})
         pieces = capture.capture(loaded, prompts).parts[0].history
     for first, second in zip(whole, pieces, strict=True):
         assert first.keys.shape == (3, loaded.info.layers[0].kv_heads, 50, loaded.info.layers[0].key_dim)
         torch.testing.assert_close(first.keys, second.keys)
         torch.testing.assert_close(first.values, second.values)
-
-
-def test_prompts_that_cannot_fit_are_refused_before_they_are_read(monkeypatch):
-    loaded = make_loaded(tiny_model("llama"))
-    monkeypatch.setattr(capture, "device_memory", lambda _device: (1000, 2000))
-    with pytest.raises(ComputeError, match="fewer prompts"):
-        capture.check_memory(loaded, [_prompt(0, 50, 5)])

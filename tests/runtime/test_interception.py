@@ -2,11 +2,11 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
+from kvtuner_core.runtime.attending import Mask, masked_attention
 from kvtuner_core.runtime.interception import (
     attention_implementation,
     decoder_layers,
     intercepted,
-    masked_attention,
     recorded_outputs,
     skipped_layers,
 )
@@ -31,7 +31,8 @@ def test_every_attention_goes_through_ours_and_gives_the_same(family):
             window = None
         distance = position[:, None] - position[None]
         visible = (distance >= 0) & (distance < (window or 10**9))
-        return masked_attention(module, query, key, value, mask=visible, implementation=implementation, **own), None
+        seen = Mask.of(visible)
+        return masked_attention(module, query, key, value, mask=seen, implementation=implementation, **own), None
 
     with torch.inference_mode():
         expected = model(IDS).logits

@@ -199,7 +199,7 @@ def test_a_small_bank_gives_the_same_scores(monkeypatch):
     policy = mixed_policy(scheme, 3)
     loaded = make_loaded(tiny_model("llama"))
     plenty = Session(loaded, spec).score(policy)
-    monkeypatch.setattr("kvtuner_core.runtime.session._BANK_SHARE", 0.0)
+    monkeypatch.setattr("kvtuner_core.runtime.footprint._BANK_SHARE", {"cpu": 0.0})
     session = Session(loaded, spec)
     assert session.score(policy).kl == plenty.kl
     assert session.prepared[0].banked[0].bank.bytes == 0
@@ -235,3 +235,34 @@ def test_the_seed_moves_only_the_interval():
     policy = KVPolicy.uniform("K2V2", layers=3, scheme=scheme)
     one, two = (dataclasses.replace(session.score(policy, seed=seed), seconds=0) for seed in (0, 1))
     assert dataclasses.replace(one, kl=two.kl) == two
+
+
+def _random_scheme(rng):
+    granularities = [Granularity.TOKEN, Granularity.CHANNEL]
+    key, value = (granularities[index] for index in rng.integers(2, size=2))
+    grouped = Granularity.CHANNEL in (key, value)
+    sizes = [4, 8] if grouped else [None, 4, 8]
+    return QuantScheme(
+        key_granularity=key,
+        value_granularity=value,
+        group_size=sizes[int(rng.integers(len(sizes)))],
+        symmetric=bool(rng.integers(2)),
+        residual_length=int(rng.integers(0, 40)),
+        sink_length=int(rng.integers(0, 7)),
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "gemma3", "gpt_neox"])
+def test_random_policies_schemes_and_windows_equal_decoding_token_by_token(family, seed):
+    rng = np.random.default_rng([seed, len(family)])
+    scheme = _random_scheme(rng)
+    model = tiny_model(family, seed=seed)
+    prefix, suffix = int(rng.integers(8, 70)), int(rng.integers(2, 18))
+    session = Session(make_loaded(model), make_spec(scheme, texts=TEXTS[:1], prefix=prefix, suffix=suffix))
+    for _ in range(2):
+        widths = [(16, 8, 4, 3, 2)[int(index)] for index in rng.integers(5, size=6)]
+        pairs = [
+            PrecisionPair(key_bits=key, value_bits=value) for key, value in zip(widths[::2], widths[1::2], strict=True)
+        ]
+        assert_same_as_decoding(model, session, KVPolicy.from_pairs(pairs, scheme=scheme))

@@ -1,0 +1,124 @@
+"""Attention of suffix queries over a laid-out history, as the model itself computes it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kvtuner_core.errors import ModelError
+from kvtuner_core.runtime.interception import eager_attention, is_plain
+
+_SPLIT_SLOTS = 4096
+_FLASH_DIM = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mask:
+    """What the queries of a suffix see of a layout.
+
+    Attributes:
+        visible: Boolean ``[S, K]``.
+        shared: Leading slots that every query sees: the packed prefix, where there is no sliding window.
+    """
+
+    visible: Tensor
+    shared: int
+    _folded: dict[int, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, visible: Tensor) -> "Mask":
+        """The mask of ``visible`` ``[S, K]``."""
+        return cls(visible=visible, shared=int(visible.all(0).int().cumprod(0).sum()))
+
+    def folded(self, per_head: int) -> Tensor:
+        """``[per_head * S, K]``, for the query heads of a KV head as rows; kept, for every layer asks again."""
+        if per_head not in self._folded:
+            self._folded[per_head] = self.visible.repeat(per_head, 1) if per_head > 1 else self.visible
+        return self._folded[per_head]
+
+
+def masked_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, mask: Mask, implementation: str, **own: Any
+) -> Tensor:
+    """Attention of suffix queries over laid-out keys and values.
+
+    Plain models take torch's fused attention with the query heads of a KV head folded into its
+    rows, so that keys and values are never repeated. Models with soft caps or learned sinks, and
+    those that run eager, take their family's own function.
+
+    Args:
+        module: The model's attention module.
+        query: ``[B, H, S, D]``.
+        key: ``[B, H_kv, K, D]``.
+        value: ``[B, H_kv, K, D_v]``.
+        mask: What each query sees.
+        implementation: What the model uses outside of `interception.intercepted`.
+        own: The keyword arguments that the model passes to its attention.
+
+    Returns:
+        ``[B, S, H, D_v]``.
+    """
+    if implementation == "eager" or not is_plain(own):
+        return weighted_attention(module, query, key, value, visible=mask.visible, **own)[0]
+    batch, heads, suffix, head_dim = query.shape
+    kv_heads, scaling = key.shape[1], own.get("scaling")
+    per_head = heads // kv_heads
+    rows = query.reshape(batch, kv_heads, per_head * suffix, head_dim)
+    if _splits(rows, value, mask):
+        output = _split(rows, key, value, mask.folded(per_head), shared=mask.shared, scaling=scaling)
+    else:
+        output = nn.functional.scaled_dot_product_attention(
+            rows, key, value, attn_mask=mask.folded(per_head), scale=scaling
+        )
+    return output.reshape(batch, heads, suffix, value.shape[-1]).transpose(1, 2)
+
+
+def weighted_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, visible: Tensor, **own: Any
+) -> tuple[Tensor, Tensor]:
+    """Like `masked_attention`, by the family's own function, with the weights ``[B, H, S, K]``."""
+    if own.get("position_bias") is not None:
+        raise ModelError(f"{type(module).__name__} adds a bias per position (ALiBi), which is not supported.")
+    additive = torch.zeros(visible.shape, dtype=query.dtype, device=query.device)
+    additive.masked_fill_(~visible, torch.finfo(query.dtype).min)
+    output, weights = eager_attention(module)(module, query, key, value, additive[None, None], **own)
+    if weights is None:
+        raise ModelError(f"{type(module).__name__} does not give its attention weights. Use another model.")
+    return output, weights
+
+
+def _splits(rows: Tensor, value: Tensor, mask: Mask) -> bool:
+    """Whether the part that all queries see is long enough to be worth an attention without a mask."""
+    head_dim = rows.shape[-1]
+    return (
+        rows.is_cuda
+        and mask.shared >= _SPLIT_SLOTS
+        and rows.dtype in (torch.bfloat16, torch.float16)
+        and head_dim == value.shape[-1]
+        and head_dim % 8 == 0
+        and head_dim <= _FLASH_DIM
+    )
+
+
+def _split(rows: Tensor, key: Tensor, value: Tensor, visible: Tensor, *, shared: int, scaling: float | None) -> Tensor:
+    """Attention to the shared slots by flash attention, to the rest in float32, joined by their log sums."""
+    factor = rows.shape[-1] ** -0.5 if scaling is None else scaling
+    first, first_sum = torch.ops.aten._scaled_dot_product_flash_attention(
+        rows, key[:, :, :shared], value[:, :, :shared], scale=factor
+    )[:2]
+    rest = plain_attention(rows, key[:, :, shared:], value[:, :, shared:], visible[:, shared:], factor)
+    return joined((first.float(), first_sum), rest).to(value.dtype)
+
+
+def plain_attention(rows: Tensor, key: Tensor, value: Tensor, visible: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """Attention in float32 with the log of each row's sum of exponentials, ``[B, H, R, D]`` and ``[B, H, R]``."""
+    scores = (rows.float() @ key.float().mT).mul_(factor).masked_fill_(~visible, -torch.inf)
+    sums = scores.logsumexp(-1)
+    return scores.sub_(sums[..., None]).exp_() @ value.float(), sums
+
+
+def joined(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
+    """Attention over two sets of slots from that over each, with their log sums; every row sees some of the second."""
+    share = torch.sigmoid(one[1] - other[1])[..., None]
+    return one[0] * share + other[0] * (1 - share)
