@@ -52,12 +52,15 @@ class ModelReport:
         provenance: Device, dtype and versions of this worker.
         free_bytes: Free memory of the device in bytes.
         total_bytes: All memory of the device in bytes.
+        together: Measurements that are worth asking for in one task: many on a GPU, which has room for
+            them in one pass, else 1.
     """
 
     info: ModelInfo
     provenance: Provenance
     free_bytes: int
     total_bytes: int
+    together: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +78,14 @@ class ScoreTask:
 
     evaluation: EvaluationSpec
     policy: KVPolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreManyTask:
+    """Score several policies, each as it would be alone; answer a tuple of `PolicyScore`, in their order."""
+
+    evaluation: EvaluationSpec
+    policies: tuple[KVPolicy, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,8 +165,8 @@ class WorkerInfo:
     pid: int | None = None
 
 
-MeasureTask = ProfileTask | ScoreTask
+MeasureTask = ProfileTask | ScoreTask | ScoreManyTask
 """Work whose answer does not depend on what else is measured, nor on which worker does it."""
 
 Task = InspectTask | GenerateTask | MeasureTask
-Answer = ModelReport | tuple[ErrorProfile, ...] | PolicyScore | Generation
+Answer = ModelReport | tuple[ErrorProfile, ...] | PolicyScore | tuple[PolicyScore, ...] | Generation

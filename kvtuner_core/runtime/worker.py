@@ -18,6 +18,7 @@ from kvtuner_core.domain.tasks import (
     InspectTask,
     ModelReport,
     ProfileTask,
+    ScoreManyTask,
     ScoreTask,
     Task,
 )
@@ -29,6 +30,7 @@ from kvtuner_core.runtime.provenance import device_memory, provenance
 from kvtuner_core.runtime.session import Session
 
 _SESSIONS = 2
+_TOGETHER = 32
 
 
 class Runtime:
@@ -84,6 +86,10 @@ class Runtime:
                 if task.policy.scheme != task.evaluation.scheme:
                     raise InputError("A policy is scored under its own scheme; the evaluation names another.")
                 return self._session(task.evaluation).score(task.policy, seed=task.evaluation.seed)
+            case ScoreManyTask():
+                if any(policy.scheme != task.evaluation.scheme for policy in task.policies):
+                    raise InputError("Policies are scored under their own scheme; the evaluation names another.")
+                return self._session(task.evaluation).score_many(task.policies, seed=task.evaluation.seed)
             case GenerateTask():
                 return generate(self._model(task.model), task, emit=emit, cancelled=cancelled)
 
@@ -95,6 +101,7 @@ class Runtime:
             provenance=provenance(loaded.device, loaded.dtype),
             free_bytes=free,
             total_bytes=total,
+            together=_TOGETHER if loaded.device.type == "cuda" else 1,
         )
 
     def _model(self, spec: ModelSpec) -> LoadedModel:

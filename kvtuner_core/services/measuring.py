@@ -3,7 +3,8 @@
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from itertools import groupby
+from typing import Generic, TypeVar, cast
 
 from kvtuner_core.domain.metrics import ErrorProfile, PolicyScore
 from kvtuner_core.domain.objective import Objective
@@ -12,14 +13,26 @@ from kvtuner_core.domain.ports import Compute
 from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.provenance import Provenance
 from kvtuner_core.domain.runs import Progress
-from kvtuner_core.domain.tasks import Answer, EvaluationSpec, MeasureTask, ModelReport, ProfileTask, ScoreTask
+from kvtuner_core.domain.tasks import (
+    Answer,
+    EvaluationSpec,
+    MeasureTask,
+    ModelReport,
+    ProfileTask,
+    ScoreManyTask,
+    ScoreTask,
+)
 from kvtuner_core.errors import CancelledError, ComputeError
 from kvtuner_core.services.clock import utc_now
-from kvtuner_core.services.work import Cancelled, answer_of, never
+from kvtuner_core.services.work import Cancelled, never
 from kvtuner_core.services.workspace import Workspace
 from kvtuner_core.store import Identity, SessionIdentity, Store
 
+S = TypeVar("S")
 T = TypeVar("T")
+
+_FIRST_BUNCH = 8
+_BUNCH_SECONDS = 1.0
 
 
 def stamped(report: ModelReport) -> Provenance:
@@ -40,6 +53,7 @@ class Measurements:
         objective: What a score must hold; a stored one without it is measured again.
         reused: How many that were yielded came from the store so far.
         ahead: How many are measured and stored, but wait for an earlier one to be yielded.
+        pace: Seconds that the latest scores took each, or ``None`` before the first.
         identity: Makes the content addresses.
     """
 
@@ -51,6 +65,7 @@ class Measurements:
     objective: Objective = Objective.MEAN_KL
     reused: int = 0
     ahead: int = 0
+    pace: float | None = None
     identity: SessionIdentity = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,11 +102,9 @@ class Measurements:
             CancelledError: If somebody asked to stop; what is done by then is stored.
             KVTunerError: What the model work raised.
         """
-        wanted = [
-            _Wanted(identity=self.identity.score(policy), task=ScoreTask(evaluation=self.evaluation, policy=policy))
-            for policy in policies
-        ]
-        yield from self._in_order(wanted, _Kind(known=self._score_at, accept=_score, keep=self.store.put_score))
+        wanted = [_Wanted(identity=self.identity.score(policy), subject=policy) for policy in policies]
+        kind = _Kind(known=self._score_at, bunches=self._bunches, ask=self._ask_scores, keep=self.store.put_score)
+        yield from self._in_order(wanted, kind)
 
     def profile_many(
         self, layers: Sequence[int], pairs: Sequence[PrecisionPair]
@@ -103,15 +116,41 @@ class Measurements:
             KVTunerError: What the model work raised.
         """
         wanted = [
-            _Wanted(
-                identity=self.identity.profile(layer, pair),
-                task=ProfileTask(evaluation=self.evaluation, layer=layer, pairs=(pair,)),
-            )
+            _Wanted(identity=self.identity.profile(layer, pair), subject=(layer, pair))
             for layer in layers
             for pair in pairs
         ]
-        kind = _Kind(known=self.store.get_profile, accept=_profile, keep=self.store.put_profile)
+        kind = _Kind(
+            known=self.store.get_profile, bunches=self._layers, ask=self._ask_profiles, keep=self.store.put_profile
+        )
         yield from self._in_order(wanted, kind)
+
+    def _bunches(self, wanted: Sequence["_Wanted[S]"]) -> list[tuple["_Wanted[S]", ...]]:
+        """What is asked for in one task: on a GPU about a second of it, shared among the workers."""
+        if self.report.together == 1 or not wanted:
+            return [(one,) for one in wanted]
+        share = -(-len(wanted) // max(1, len(self.compute.workers())))
+        second = _FIRST_BUNCH if self.pace is None else int(_BUNCH_SECONDS / max(self.pace, 1e-9))
+        size = max(1, min(self.report.together, share, second))
+        return [tuple(wanted[start : start + size]) for start in range(0, len(wanted), size)]
+
+    def _layers(
+        self, wanted: Sequence["_Wanted[tuple[int, PrecisionPair]]"]
+    ) -> list[tuple["_Wanted[tuple[int, PrecisionPair]]", ...]]:
+        """Pairs of one layer in a task where the device has room for them in one pass."""
+        size = self.report.together
+        layers = [tuple(group) for _, group in groupby(wanted, key=lambda one: one.subject[0])]
+        return [layer[start : start + size] for layer in layers for start in range(0, len(layer), size)]
+
+    def _ask_scores(self, bunch: Sequence["_Wanted[KVPolicy]"]) -> MeasureTask:
+        policies = tuple(one.subject for one in bunch)
+        if len(policies) == 1:
+            return ScoreTask(evaluation=self.evaluation, policy=policies[0])
+        return ScoreManyTask(evaluation=self.evaluation, policies=policies)
+
+    def _ask_profiles(self, bunch: Sequence["_Wanted[tuple[int, PrecisionPair]]"]) -> MeasureTask:
+        pairs = tuple(one.subject[1] for one in bunch)
+        return ProfileTask(evaluation=self.evaluation, layer=bunch[0].subject[0], pairs=pairs)
 
     def progress(self, stage: str, given: int, total: int, *, message: str, event: object) -> Progress:
         """How far a stage is once ``given`` of its measurements were yielded; those done ahead of them count too."""
@@ -126,26 +165,39 @@ class Measurements:
             event=event,
         )
 
-    def _in_order(self, wanted: Sequence["_Wanted"], kind: "_Kind[T]") -> Generator[T, None, None]:
+    def _in_order(self, wanted: Sequence["_Wanted[S]"], kind: "_Kind[S, T]") -> Generator[T, None, None]:
         """Yield what is wanted in its order, each thing measured once; ``ahead`` counts what waits for its turn."""
         keys = [one.identity.key for one in wanted]
         found = {key: kind.known(key) for key in dict.fromkeys(keys)}
         missing = {key: one for key, one in zip(keys, wanted, strict=True) if found[key] is None}
-        order, fresh = list(missing), set(missing)
-        with closing(self._measured([one.task for one in missing.values()])) as answers:
+        bunches, fresh = kind.bunches(tuple(missing.values())), set(missing)
+        with closing(self._measured([kind.ask(bunch) for bunch in bunches])) as answers:
             for key in keys:
                 while (value := found[key]) is None:
                     index, answer = next(answers)
-                    measured = kind.accept(answer)
-                    kind.keep(missing[order[index]].identity, measured, stamped(self.report))
-                    found[order[index]] = measured
-                    self.ahead += 1
+                    measured = self._accepted(bunches[index], answer, kind)
+                    found.update(measured)
+                    self.ahead += len(measured)
                 if key in fresh:
                     fresh.remove(key)
                     self.ahead -= 1
                 else:
                     self.reused += 1
                 yield value
+
+    def _accepted(self, bunch: Sequence["_Wanted[S]"], answer: Answer, kind: "_Kind[S, T]") -> dict[str, T]:
+        """The measurements of an answer by their address, stored."""
+        each = answer if isinstance(answer, tuple) else (answer,)
+        if len(each) != len(bunch) or not all(isinstance(one, ErrorProfile | PolicyScore) for one in each):
+            raise ComputeError(f"A worker must answer with {len(bunch)} measurements; got {answer!r:.80}.")
+        measured: dict[str, T] = {}
+        for one, value in zip(bunch, each, strict=True):
+            kept = cast("T", value)
+            kind.keep(one.identity, kept, stamped(self.report))
+            measured[one.identity.key] = kept
+        scores = [value.seconds for value in each if isinstance(value, PolicyScore)]
+        self.pace = max(scores, default=self.pace)
+        return measured
 
     def _measured(self, tasks: Sequence[MeasureTask]) -> Generator[tuple[int, Answer], None, None]:
         if tasks and self.cancelled():
@@ -154,27 +206,18 @@ class Measurements:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Wanted:
-    """A measurement: its content address, and the task that makes it."""
+class _Wanted(Generic[S]):
+    """A measurement: its content address, and what is measured."""
 
     identity: Identity
-    task: MeasureTask
+    subject: S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Kind(Generic[T]):
-    """How one kind of measurement is looked up, read from an answer, and stored."""
+class _Kind(Generic[S, T]):
+    """How one kind of measurement is looked up, asked for, and stored."""
 
     known: Callable[[str], T | None]
-    accept: Callable[[Answer], T]
+    bunches: Callable[[Sequence[_Wanted[S]]], list[tuple[_Wanted[S], ...]]]
+    ask: Callable[[Sequence[_Wanted[S]]], MeasureTask]
     keep: Callable[[Identity, T, Provenance], object]
-
-
-def _score(answer: Answer) -> PolicyScore:
-    return answer_of(PolicyScore, answer)
-
-
-def _profile(answer: Answer) -> ErrorProfile:
-    if not isinstance(answer, tuple) or len(answer) != 1:
-        raise ComputeError(f"A worker must answer a profile of one pair with one of them; got {answer!r:.80}.")
-    return answer[0]

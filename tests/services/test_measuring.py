@@ -1,5 +1,7 @@
 """Measurements as they come in from several workers, in any order."""
 
+from dataclasses import replace
+
 import pytest
 
 from kvtuner_core.domain.policy import KVPolicy
@@ -26,8 +28,10 @@ class Backwards:
             self.given.append(task)
             if hasattr(task, "policy"):
                 yield index, measured(task.policy)
+            elif hasattr(task, "policies"):
+                yield index, tuple(measured(policy) for policy in task.policies)
             else:
-                yield index, (profile(task.layer, task.pairs[0].name),)
+                yield index, tuple(profile(task.layer, pair.name) for pair in task.pairs)
 
     def workers(self):
         return ("one", "two", "three")
@@ -40,10 +44,14 @@ def compute():
 
 @pytest.fixture
 def measurements(ws, compute):
-    def make(cancelled=never):
+    def make(cancelled=never, together=1):
         evaluation = calibration_session(ws, SweepSpec(limit=2))
         return Measurements(
-            store=ws.store, compute=compute, evaluation=evaluation, report=report(), cancelled=cancelled
+            store=ws.store,
+            compute=compute,
+            evaluation=evaluation,
+            report=replace(report(), together=together),
+            cancelled=cancelled,
         )
 
     return make
@@ -88,5 +96,32 @@ def test_nothing_new_begins_once_it_is_cancelled(measurements, compute):
 
 def test_an_answer_of_another_kind_is_refused(measurements, compute, monkeypatch):
     monkeypatch.setattr(compute, "run_many", lambda *_args, **_rest: iter(((0, ()),)))
-    with pytest.raises(ComputeError, match="must answer with a PolicyScore; got a tuple"):
+    with pytest.raises(ComputeError, match="must answer with 1 measurements; got"):
         measurements().score(POLICIES[0])
+
+
+def test_a_device_with_room_for_many_is_asked_for_many_at_once(measurements, compute):
+    taken = measurements(together=32)
+    assert list(taken.score_many(POLICIES)) == [measured(policy) for policy in POLICIES]
+    # Nine policies over three workers.
+    assert sorted(len(task.policies) for task in compute.given) == [3, 3, 3]
+    assert taken.ahead == 0
+    compute.given.clear()
+    profiles = list(taken.profile_many(range(2), candidate_pairs((2, 4, 8))))
+    assert [(one.layer, one.pair) for one in profiles] == [
+        (layer, pair) for layer in range(2) for pair in candidate_pairs((2, 4, 8))
+    ]
+    assert [len(task.pairs) for task in compute.given] == [9, 9]
+
+
+def test_a_task_holds_about_a_second_of_scores(measurements, compute):
+    taken = measurements(together=32)
+    taken.pace = 0.6
+    list(taken.score_many(POLICIES[:2]))
+    assert [hasattr(task, "policy") for task in compute.given] == [True, True]
+
+
+def test_an_answer_of_another_length_is_refused(measurements, compute):
+    compute.run_many = lambda *_args, **_rest: iter([(0, (measured(POLICIES[0]),))])
+    with pytest.raises(ComputeError, match="with 3 measurements"):
+        list(measurements(together=32).score_many(POLICIES))
