@@ -7,7 +7,7 @@ import torch
 
 from kvtuner_core.domain.policy import KVPolicy, LayerPrecision
 from kvtuner_core.domain.precision import PrecisionPair, candidate_pairs
-from kvtuner_core.domain.scheme import QuantScheme
+from kvtuner_core.domain.scheme import QuantScheme, Rotation
 from kvtuner_core.runtime import footprint, session
 from kvtuner_core.runtime.attending import joined, plain_attention
 from kvtuner_core.runtime.bank import Storage
@@ -19,6 +19,7 @@ from tests.runtime.test_session import TEXTS, make_loaded, make_spec, mixed_poli
 SCHEMES = {
     "per-token": QuantScheme.per_token(),
     "kivi": QuantScheme.kivi(group_size=4, residual_length=6),
+    "rotated": QuantScheme.per_token(rotation=Rotation.KEYS_AND_VALUES),
     "sinks": QuantScheme.per_token(group_size=8, residual_length=3, sink_length=5),
 }
 
