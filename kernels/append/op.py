@@ -74,6 +74,7 @@ def append(
     recent: RecentStore,
     new: tuple[Tensor, Tensor],
     progress: Tensor,
+    keep: bool = True,
     implementation: Implementation = "auto",
 ) -> None:
     """Write new tokens into the recent buffer, and quantise and pack those that are due, in place.
@@ -93,6 +94,8 @@ def append(
         new: Keys and values ``[B, H_kv, C, D]`` of the new tokens, any strides.
         progress: ``[4]`` int32 on the device of the rest: tokens before, store positions packed
             before, and packed after; the last is not used.
+        keep: Whether new tokens go into the recent buffer. Of the calls for several segments only the last
+            may let them: the others still read there what is due.
         implementation: ``auto`` takes the kernels on CUDA and the reference elsewhere.
 
     Raises:
@@ -102,9 +105,9 @@ def append(
     if implementation == "triton" or (implementation == "auto" and progress.is_cuda):
         from kernels.append import triton_impl
 
-        triton_impl.append(keys, values, recent, new, progress)
+        triton_impl.append(keys, values, recent, new, progress, keep=keep)
         return
-    reference.append(keys, values, recent, new, progress)
+    reference.append(keys, values, recent, new, progress, keep=keep)
 
 
 def _check(

@@ -16,14 +16,21 @@ if TYPE_CHECKING:
 
 
 def append(
-    keys: PackedSide, values: PackedSide, recent: RecentStore, new: tuple[Tensor, Tensor], progress: Tensor
+    keys: PackedSide,
+    values: PackedSide,
+    recent: RecentStore,
+    new: tuple[Tensor, Tensor],
+    progress: Tensor,
+    *,
+    keep: bool,
 ) -> None:
     """See `kernels.append.op.append`."""
     before, begin, end, _ = progress.tolist()
     for side, held, fresh, is_keys in ((keys, recent.keys, new[0], True), (values, recent.values, new[1], False)):
         due = _due(held, fresh, sinks=recent.sinks, before=before, begin=begin, end=end)
         _write(side, due, begin, keys=is_keys)
-        _keep(held, fresh, sinks=recent.sinks, before=before)
+        if keep:
+            _keep(held, fresh, sinks=recent.sinks, before=before)
 
 
 def _due(held: Tensor, new: Tensor, *, sinks: int, before: int, begin: int, end: int) -> Tensor:

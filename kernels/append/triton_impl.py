@@ -347,7 +347,13 @@ def keep_kernel(
 
 
 def append(
-    keys: PackedSide, values: PackedSide, recent: RecentStore, new: tuple[Tensor, Tensor], progress: Tensor
+    keys: PackedSide,
+    values: PackedSide,
+    recent: RecentStore,
+    new: tuple[Tensor, Tensor],
+    progress: Tensor,
+    *,
+    keep: bool,
 ) -> None:
     """See `kernels.append.op.append`."""
     new_keys, new_values = (x if x.stride(3) == 1 else x.contiguous() for x in new)
@@ -391,7 +397,8 @@ def append(
         num_warps={1: 1, 32: 4, 64: 8}[tile],
         enable_fp_fusion=False,
     )
-    if not few:
+    # Few tokens overwrite nothing that is still to be packed, and were kept above.
+    if keep and not few:
         rows = 16
         keep_kernel[(batch * heads, -(-slots // rows))](
             progress,

@@ -121,6 +121,7 @@ def _more(found: MeasuredSpeed) -> None:
                 "Cache": row.cache,
                 "Tokens": f"{row.length // 1024}k",
                 "ms per token": row.ms,
+                "Quantising again (ms per token)": row.requantise_ms or None,
                 "Ours from Python, times faster": row.eager_faster,
                 "Ours as a graph, times faster": row.graph_faster,
             }

@@ -90,8 +90,10 @@ class PackedStore:
         if self.extent.sliding is not None or span.packed_after > self.capacity:
             headroom = max(_HEADROOM, self.capacity // _GROWTH)
             self.reserve(span.packed_after + self.extent.sinks + headroom)
-        for key_side, value_side in self._touched(span):
-            append_op.append(key_side, value_side, recent=self.recent, new=(keys, values), progress=progress)
+        touched = list(self._touched(span))
+        for sides in touched:
+            last = sides is touched[-1]
+            append_op.append(*sides, recent=self.recent, new=(keys, values), progress=progress, keep=last)
 
     def attend(self, query: Tensor, plan: StepPlan, *, scale: float | None) -> Tensor:
         """Attention of ``[B, H_q, count, D]`` queries over what ``plan`` shows them."""

@@ -114,7 +114,8 @@ def fill(
         numbers = torch.tensor([before, begin, end, 0], dtype=torch.int32, device=device)
         new = (keys[:, :, before : before + count], values[:, :, before : before + count])
         for k, v in zip(held.keys, held.values, strict=True):
-            append(k, v, recent=held.recent, new=new, progress=numbers, implementation=implementation)
+            last = k is held.keys[-1]
+            append(k, v, recent=held.recent, new=new, progress=numbers, keep=last, implementation=implementation)
     return held
 
 
@@ -134,5 +135,6 @@ SMALL = (
     Shape(k_bits=8, v_bits=4, channel=True, head_dim=80, pieces=(80,), batch=1, heads=1),
     Shape(k_bits=2, v_bits=2, dtype=torch.float32, size=1e6, pieces=(90, 2), heads=1),
     Shape(k_bits=4, v_bits=2, dtype=torch.bfloat16, size=1e-6, pieces=(1, 1, 80), v_group=16, heads=1),
+    Shape(k_bits=8, v_bits=4, sinks=3, second=2, blocks=1, pieces=(100, 1, 4, 70)),
 )
 """Shapes small enough for the interpreter."""

@@ -125,3 +125,23 @@ def test_a_float32_model_is_read_by_the_reference():
     decoder = Decoder(model, cache)
     _logits(decoder, _ids(1, 40), 30)
     assert "not float32" in decoder.why_eager
+
+
+@pytest.mark.parametrize("pair", ["K16V16", "K8V8"])
+def test_a_cache_that_outgrows_its_buffers_goes_on_in_segments(models, pair):
+    model, ids = models["llama"], _ids(2, 900)
+    policy = KVPolicy.uniform(pair, layers=model.config.num_hidden_layers, scheme=SCHEMES["per-token"])
+    found = []
+    for in_place in (False, True):
+        cache = QuantizedKVCache(policy, model, in_place=in_place, max_tokens=64)
+        decoder = Decoder(model, cache)
+        logits = [_logits(decoder, ids[:, :80], 50)]
+        for begin, end in ((80, 85), (85, 400), (400, 401), (401, 890)):
+            with torch.inference_mode():
+                logits.append(decoder.prefill(ids[:, begin:end]).float()[None])
+        logits.append(_logits(decoder, ids[:, 890:], 1))
+        found.append(torch.cat(logits))
+        assert cache.measured_bytes() == cache_bytes(policy, cache.geometry, tokens=900, batch=2)
+    assert "longer than max_tokens" in str(decoder.why_eager)
+    assert len(cache.layers[0].stores[0].keys) > 2
+    assert _off(found[1], found[0]) < 4e-2

@@ -81,6 +81,24 @@ def test_every_update_attends_to_what_the_plain_layer_returns(pair, sizes):
         assert torch.equal(held, same)
 
 
+@pytest.mark.parametrize("pair", ["K4V4", "K2V2"])
+def test_a_window_that_straddles_two_segments_is_quantised_as_it_was(pair):
+    geometry = LayerGeometry(kv_heads=HEADS, key_dim=DIM, value_dim=DIM)
+    precision = LayerPrecision(pair=PrecisionPair.parse(pair))
+    plain = PackedLayer(geometry, precision, QuantScheme.kivi(), prefill=PrefillMode.FULL)
+    planner = Planner(in_place=True, max_tokens=40)
+    layer = InPlaceLayer(geometry, precision, QuantScheme.kivi(), prefill=PrefillMode.FULL, planner=planner)
+    layer.noticed = True
+    for size in (90, 130):
+        keys, values = (torch.randn(2, HEADS, size, DIM) for _ in range(2))
+        plain.update(keys, values)
+        layer.update(keys, values)
+    assert len(layer.stores[0].keys) == 2
+    for held, same in zip(layer.history(), plain.history(), strict=True):
+        assert torch.equal(held, same)
+    assert layer.used_bytes() == sum(tensor.untyped_storage().nbytes() for tensor in plain.tensors())
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_selecting_sequences_selects_their_history(scheme):
     geometry = LayerGeometry(kv_heads=HEADS, key_dim=DIM, value_dim=DIM)
