@@ -15,7 +15,7 @@ from kvtuner_core.services.evaluating import Evaluation
 from kvtuner_core.services.models import MemoryRow
 from kvtuner_core.services.policies import document, policy_json
 from kvtuner_core.services.results import group_of
-from kvtuner_core.services.trust import REFERENCE_BITS, Overfit, Prediction, SolverRow
+from kvtuner_core.services.trust import REFERENCE_BITS, Overfit, Prediction, Regret, SolverRow
 
 Document = dict[str, object]
 
@@ -183,6 +183,7 @@ def search(result: SearchResult) -> Document:
         "hypervolume": result.hypervolume,
         "hypervolume_reference": {"effective_bits": REFERENCE_BITS, "kl": result.spec.objective.worst},
         "regret": trust.regret(result).regret,
+        "regrets": [regret(item) for item in (trust.regret(result), trust.group_regret(result)) if item is not None],
         "additive": additive(trust.prediction(result)),
         "overfit": overfit(trust.overfit(result)),
         "checks": [{"name": item.name, "good": item.good, "text": item.text} for item in trust.checks(result)],
@@ -190,6 +191,17 @@ def search(result: SearchResult) -> Document:
         "seconds": sum(seconds for _, seconds in result.seconds),
         "seconds_by_part": dict(result.seconds),
         "provenance": provenance(result.provenance),
+    }
+
+
+def regret(value: Regret) -> Document:
+    """What a search did not reach, and over which policies."""
+    return {
+        "over": value.space,
+        "regret": value.regret,
+        "log10_policies": value.configurations,
+        "enumerated": value.enumerated,
+        "text": value.text,
     }
 
 
@@ -213,6 +225,10 @@ def additive(value: Prediction) -> Document:
     return {
         "rank_correlation": value.rank_correlation,
         "ratio": value.ratio,
+        "pairwise": {
+            "kind": str(value.evidence.kind),
+            "left_out_errors": {str(kind): error for kind, error in value.evidence.errors},
+        },
         "points": [
             {
                 "name": item.policy.name,

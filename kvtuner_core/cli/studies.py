@@ -167,10 +167,16 @@ def _search_text(result: SearchResult) -> str:
             table(header, [_row(item, objective) for item in result.baselines]),
             f"Hypervolume {result.hypervolume:.4f} by {result.spec.strategy}. "
             f"Took {parts} on {result.provenance.device}",
+            *_regret_lines(result),
             *(f"{'ok   ' if check.good else 'LOOK '} {check.name}: {check.text}" for check in trust.checks(result)),
             f"Pick one with: python -m kvtuner_core pick --run {result.run} --max-bits 4 -o policy.json",
         ]
     )
+
+
+def _regret_lines(result: SearchResult) -> list[str]:
+    found = (trust.regret(result), trust.group_regret(result))
+    return [f"Not reached: {item.text}" for item in found if item is not None]
 
 
 def _row(item: Candidate, objective: Objective) -> list[object]:

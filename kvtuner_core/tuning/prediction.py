@@ -7,7 +7,8 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtuner_core.domain.study import Candidate, SearchResult
+from kvtuner_core.domain.strategy import SearchStrategy
+from kvtuner_core.domain.study import Candidate, SearchResult, SearchSpace
 from kvtuner_core.errors import InputError
 from kvtuner_core.tuning.choices import Choices
 from kvtuner_core.tuning.constraints import constrained, layer_space
@@ -15,10 +16,13 @@ from kvtuner_core.tuning.correlation import spearman
 from kvtuner_core.tuning.front import dominated_share
 from kvtuner_core.tuning.guided import surrogate_front
 from kvtuner_core.tuning.spread import Point
-from kvtuner_core.tuning.surrogate import Surrogate
+from kvtuner_core.tuning.surrogate import Evidence, Surrogate
 
 MOST_ENUMERATED = 500_000
 """Configurations up to which a space is enumerated one by one."""
+
+_GROUPED = frozenset((SearchStrategy.NSGA2, SearchStrategy.NSGA2_WARM, SearchStrategy.MOEAD))
+"""Strategies that choose one pair for a whole layer group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +35,7 @@ class Prediction:
         measured: Their measured loss, in the objective's unit.
         rank_correlation: Spearman's, over all of them; ``None`` where there are too few.
         ratio: Median of measured / predicted; 1 means that layers do not interact on balance.
+        evidence: Whether pairwise terms predict evaluations that were left out better.
     """
 
     candidates: tuple[Candidate, ...]
@@ -38,6 +43,7 @@ class Prediction:
     measured: tuple[float, ...]
     rank_correlation: float | None
     ratio: float | None
+    evidence: Evidence
 
 
 def prediction(result: SearchResult) -> Prediction:
@@ -58,6 +64,9 @@ def prediction(result: SearchResult) -> Prediction:
         measured=measured,
         rank_correlation=spearman(predicted, measured),
         ratio=median(ratios) if ratios else None,
+        evidence=Surrogate.additive(result.sweep.profiles, objective).evidence(
+            [(item.policy, item.loss(objective)) for item in known]
+        ),
     )
 
 
@@ -66,43 +75,74 @@ class Regret:
     """What a search left on the table, as its refitted surrogate sees it.
 
     Attributes:
-        best: Hypervolume of the surrogate's exact front over all layers and swept pairs, 0 to 1.
+        best: Hypervolume of the surrogate's exact front over the policies of ``space``, 0 to 1.
         found: Hypervolume, in the surrogate's predictions, of the policies that were evaluated.
         configurations: Log10 of the number of policies the front was taken over.
+        space: Whose pairs were chosen from: ``layers``, each alone among all swept pairs, or
+            ``groups``, the layer groups that a strategy was bound to.
+        enumerated: Number of policies that were looked at one by one, within the bounds or not;
+            ``None`` where a dynamic program took their place.
     """
 
     best: float
     found: float
     configurations: float
+    space: str = "layers"
+    enumerated: int | None = None
 
     @property
     def regret(self) -> float:
         """Hypervolume that was not reached, 0 or more."""
         return max(0.0, self.best - self.found)
 
+    @property
+    def text(self) -> str:
+        """The number and how it was computed, in one line."""
+        how = (
+            f"exact, dynamic program over 10^{self.configurations:.1f} policies"
+            if self.enumerated is None
+            else f"exact, {self.enumerated:,} policies enumerated"
+        )
+        return f"{self.regret:.5f} of the hypervolume over the {self.space} ({how}) under the refitted additive model"
+
 
 def regret(result: SearchResult) -> Regret:
-    """The regret of a search under the model refitted to all that it evaluated, within its bounds."""
+    """The regret of a search under the model refitted to all that it evaluated, within its bounds.
+
+    The model has no pairwise terms, so that its front is exact.
+    """
+    return _regret(result, layer_space(result.sweep.space), "layers")
+
+
+def group_regret(result: SearchResult) -> Regret | None:
+    """The same over the layer groups, where the strategy could choose from nothing else; ``None`` for the others."""
+    return _regret(result, result.sweep.space, "groups") if result.spec.strategy in _GROUPED else None
+
+
+def _regret(result: SearchResult, space: SearchSpace, name: str) -> Regret:
     objective = result.spec.objective
     model = Surrogate.additive(result.sweep.profiles, objective)
     seen = [item for item in result.candidates if model.knows(item.policy)]
-    model = model.corrected([(item.policy, item.loss(objective)) for item in seen])
+    model = model.corrected([(item.policy, item.loss(objective)) for item in seen], pairwise=False)
     choices = Choices(
-        constrained(layer_space(result.sweep.space), result.spec.constraints),
+        constrained(space, result.spec.constraints),
         result.spec.sweep.scheme,
         result.sweep.model.layers,
         max_bits=result.spec.max_bits,
         max_pairs=result.spec.constraints.max_pairs,
         memory=result.spec.constraints.memory,
     )
+    count = math.prod(choices.sizes)
+    few = count <= MOST_ENUMERATED
+    front = enumerated_front(choices, model) if few else [point[1:] for point in surrogate_front(choices, model)]
     return Regret(
-        best=dominated_share(
-            ((bits, loss) for _, bits, loss in surrogate_front(choices, model)), worst=objective.worst
-        ),
+        best=dominated_share(front, worst=objective.worst),
         found=dominated_share(
             ((item.effective_bits, model.predict(item.policy)) for item in seen), worst=objective.worst
         ),
         configurations=sum(math.log10(size) for size in choices.sizes),
+        space=name,
+        enumerated=count if few else None,
     )
 
 

@@ -54,6 +54,8 @@ def _solvers(result: SearchResult) -> None:
         "dominates. Regret: what of it the refitted additive model says was not reached."
     )
     charts.table(info.rows(), key="solvers-beside")
+    regrets = (trust.regret(result), trust.group_regret(result))
+    st.caption(plain(f"Of this search: {'; '.join(item.text for item in regrets if item is not None)}."))
     if len(found) == 1:
         st.caption("Search again with another strategy, and its front stands beside this one.")
         return

@@ -1,88 +1,199 @@
-"""Runs every search strategy on the same prompts and compares what they found for their evaluations.
+"""Runs every search strategy on the same prompts and models, and compares what they found for their evaluations.
 
-Run with ``python -m tests.benchmarks.solvers``; ``--json`` prints one JSON document. ``--model`` may be given several
-times. Scores are shared between strategies and kept in ``--store`` where one is given, so a second run is cheap; the
-seconds of a strategy are those that its evaluations took when they were measured.
+Run with ``python -m tests.benchmarks.solvers --json``. Models are the bundled one and variants made from its weights
+(`tests.benchmarks.variants`). A policy is scored once, whichever strategy and seed ask for it. Hypervolumes are those
+of calibration KLs, after as many evaluations as asked for; intervals are 95% bootstrap intervals over the prompts,
+resampled together for all strategies. ``auto`` is compared with each other strategy seed by seed, and over the seeds.
 """
 
 import argparse
-import dataclasses
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kvtuner_core.domain.model import BUNDLED_MODEL, ModelSpec
+from kvtuner_core.domain.ports import Scorer
 from kvtuner_core.domain.strategy import SearchStrategy
-from kvtuner_core.domain.study import SearchResult, SearchSpec, SweepSpec
-from kvtuner_core.services import trust
-from kvtuner_core.services.searching import search
+from kvtuner_core.domain.study import Candidate, SearchSpec, SweepResult, SweepSpec
+from kvtuner_core.services.measuring import Measurements
+from kvtuner_core.services.models import ensure_report
+from kvtuner_core.services.requests import calibration_session
+from kvtuner_core.services.sweeping import sweep
 from kvtuner_core.services.workspace import Settings, Workspace
-from kvtuner_core.tuning.comparison import compare
+from kvtuner_core.tuning import PolicySearch
+from kvtuner_core.tuning.correlation import spearman
+from kvtuner_core.tuning.front import REFERENCE_BITS, REFERENCE_KL, dominated_share
+from kvtuner_core.tuning.surrogate import Surrogate
+from tests.benchmarks.variants import VARIANTS, make_variant
 
 SEEDED = ("auto", "nsga2", "nsga2-warm", "nsga2-layers", "moead", "random")
 """Strategies whose answer depends on the seed."""
 
+_RESAMPLES = 400
 
-def run_search(workspace: Workspace, spec: SearchSpec, run: str) -> SearchResult:
-    """One search to its end, with its place on stderr."""
-    steps = search(workspace, spec)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What one strategy asked for under one seed."""
+
+    strategy: str
+    seed: int
+    candidates: tuple[Candidate, ...]
+
+    def volumes(self, draws: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Hypervolume of each resample of the prompts, ``[draws]``."""
+        bits = [item.effective_bits for item in self.candidates]
+        kls = np.array([item.calibration.kl_per_prompt for item in self.candidates])
+        return np.array([dominated_share(zip(bits, kls[:, draw].mean(axis=1), strict=True)) for draw in draws])
+
+
+def drained(steps):  # type: ignore[no-untyped-def]
+    """What a use case returns."""
     try:
         while True:
-            progress = next(steps)
-            print(f"\r{run} {progress.stage} {progress.done}/{progress.total}      ", end="", file=sys.stderr)
+            next(steps)
     except StopIteration as finished:
-        result: SearchResult = finished.value
-        return dataclasses.replace(result, run=run)
-    finally:
-        print(file=sys.stderr)
+        return finished.value
 
 
-def measure(workspace: Workspace, model: str, options: argparse.Namespace) -> dict[str, object]:
-    """Every strategy on one model."""
-    results = []
+def sweep_spec(model: str, options: argparse.Namespace) -> SweepSpec:
+    """The sweep of one model."""
+    return SweepSpec(
+        model=ModelSpec(reference=model),
+        limit=options.limit,
+        prefix_tokens=options.prefix_tokens,
+        suffix_tokens=options.suffix_tokens,
+    )
+
+
+def run_all(swept: SweepResult, scorer: Scorer, options: argparse.Namespace, name: str) -> list[Found]:
+    """Every strategy and seed on one model."""
+    found = []
     for strategy in options.strategies:
-        # The seed also draws bootstrap intervals and is part of a score's key, so each seed is measured anew.
         for seed in options.seeds if strategy in SEEDED else options.seeds[:1]:
-            sweep = SweepSpec(model=ModelSpec(reference=model), limit=options.limit, seed=seed)
-            spec = SearchSpec(sweep=sweep, evaluations=options.evaluations, strategy=SearchStrategy(strategy))
-            results.append(run_search(workspace, spec, f"{strategy}-{seed}"))
-    first = results[0]
+            spec = SearchSpec(
+                sweep=replace(swept.spec, seed=seed),
+                evaluations=options.evaluations,
+                strategy=SearchStrategy(strategy),
+            )
+            search = PolicySearch(spec, space=swept.space, profiles=swept.profiles, geometry=swept.model.layers)
+            candidates = tuple(search.candidates(scorer))
+            print(f"{name} {strategy} {seed}: {len(candidates)} policies", file=sys.stderr)
+            found.append(Found(strategy=strategy, seed=seed, candidates=candidates))
+    return found
+
+
+def rows(found: Sequence[Found], model: Surrogate) -> list[dict[str, object]]:
+    """One row per strategy: hypervolumes over seeds, and how much less than auto's, with its interval."""
+    prompts = len(found[0].candidates[0].calibration.kl_per_prompt)
+    draws = np.random.default_rng(0).integers(prompts, size=(_RESAMPLES, prompts))
+    every = np.concatenate([np.arange(prompts)[None, :], draws])
+    volumes = {(item.strategy, item.seed): item.volumes(every) for item in found}
+    auto = {seed: values for (strategy, seed), values in volumes.items() if strategy == "auto"}
+    made = []
+    for strategy in dict.fromkeys(item.strategy for item in found):
+        own = {seed: values for (name, seed), values in volumes.items() if name == strategy}
+        behind = {seed: auto[seed] - own.get(seed, next(iter(own.values()))) for seed in auto}
+        over = np.mean(list(behind.values()), axis=0)
+        kls = [item for each in found if each.strategy == strategy for item in each.candidates]
+        made.append(
+            {
+                "strategy": strategy,
+                "evaluations": max(len(each.candidates) for each in found if each.strategy == strategy),
+                "hypervolume": round(float(np.mean([values[0] for values in own.values()])), 5),
+                "by_seed": {seed: round(float(values[0]), 5) for seed, values in own.items()},
+                "auto_ahead_by": _interval(over),
+                "auto_ahead_by_seed": {seed: _interval(values) for seed, values in behind.items()},
+                "rank_correlation": spearman(
+                    [model.predict(item.policy) for item in kls], [item.calibration.kl.mean for item in kls]
+                ),
+            }
+        )
+    return sorted(made, key=lambda row: -float(str(row["hypervolume"])))
+
+
+def _interval(values: NDArray[np.float64]) -> dict[str, float]:
+    low, high = np.percentile(values[1:], [2.5, 97.5])
+    return {"mean": round(float(values[0]), 5), "low": round(float(low), 5), "high": round(float(high), 5)}
+
+
+def measure(workspace: Workspace, name: str, model: str, options: argparse.Namespace) -> dict[str, object]:
+    """Every strategy on one model."""
+    spec = sweep_spec(model, options)
+    swept: SweepResult = drained(sweep(workspace, spec))
+    report = drained(ensure_report(workspace, spec.model))
+    measurements = Measurements.of(workspace, calibration_session(workspace, spec), report)
+    found = run_all(swept, measurements, options, name)
+    surrogate = Surrogate.additive(swept.profiles)
+    seen = {item.policy: item.calibration.kl.mean for each in found for item in each.candidates}
+    evidence = surrogate.evidence(list(seen.items()))
+    made = rows(found, surrogate)
     return {
-        "model": first.sweep.model.name,
-        "device": first.provenance.device,
-        "dtype": first.provenance.dtype,
-        "versions": dict(first.provenance.versions),
-        "hypervolume_reference": {"effective_bits": trust.REFERENCE_BITS, "kl": trust.REFERENCE_KL},
-        "additive_rank_correlation": {result.run: trust.prediction(result).rank_correlation for result in results},
-        "rows": [dataclasses.asdict(row) for row in compare(results)],
+        "model": name,
+        "layers": len(swept.model.layers),
+        "device": swept.provenance.device,
+        "dtype": swept.provenance.dtype,
+        "created": swept.provenance.created,
+        "versions": dict(swept.provenance.versions),
+        "prompts": spec.limit,
+        "tokens": {"prefix": spec.prefix_tokens, "suffix": spec.suffix_tokens},
+        "evaluations": options.evaluations,
+        "policies_scored": len(seen),
+        "hypervolume_reference": {"effective_bits": REFERENCE_BITS, "kl": REFERENCE_KL},
+        "pairwise": {"kind": str(evidence.kind), "left_out_errors": {str(k): round(e, 4) for k, e in evidence.errors}},
+        "rows": made,
+        "auto_is_behind": [row["strategy"] for row in made if row["auto_ahead_by"]["high"] < 0],  # type: ignore[index]
     }
+
+
+def parsed() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--models",
+        type=lambda text: text.split(","),
+        default=["bundled", *VARIANTS],
+        help=f"bundled, {', '.join(VARIANTS)}, or a model; separated by commas",
+    )
+    parser.add_argument("--layers", type=int, default=30, help="layers that a variant keeps, evenly spaced")
+    parser.add_argument("--evaluations", type=int, default=60)
+    parser.add_argument("--limit", type=int, default=6, help="calibration prompts")
+    parser.add_argument("--prefix-tokens", type=int, default=256)
+    parser.add_argument("--suffix-tokens", type=int, default=32)
+    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
+    parser.add_argument(
+        "--strategies", type=lambda text: text.split(","), default=[str(strategy) for strategy in SearchStrategy]
+    )
+    parser.add_argument("--store", type=Path, help="keeps scores, so that a second run is cheap")
+    return parser.parse_args()
 
 
 def main() -> None:
     """Print JSON, or a line a strategy."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--model", action="append", help="a model; repeatable")
-    parser.add_argument("--evaluations", type=int, default=60)
-    parser.add_argument("--limit", type=int, default=6, help="calibration prompts")
-    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0])
-    parser.add_argument(
-        "--strategies", type=lambda text: text.split(","), default=[str(strategy) for strategy in SearchStrategy]
-    )
-    parser.add_argument("--store", type=Path)
-    options = parser.parse_args()
+    options = parsed()
+    reports = []
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings.from_environment().with_store(options.store or Path(folder) / "bench.duckdb")
         with Workspace.open(settings, inline=True) as workspace:
-            reports = [measure(workspace, model, options) for model in options.model or [BUNDLED_MODEL]]
+            for name in options.models:
+                reference = BUNDLED_MODEL if name == "bundled" else name
+                if name in VARIANTS:
+                    reference = make_variant(settings.model_cache, name, Path(folder), layers=options.layers)
+                reports.append(measure(workspace, name, reference, options))
     if options.json:
         print(json.dumps({"models": reports}, indent=1))
         return
     for report in reports:
-        print(report["model"], report["device"])
-        for row in report["rows"]:
-            print("  ", row)
+        print(report["model"], report["device"], report["pairwise"])
+        for row in report["rows"]:  # type: ignore[attr-defined]
+            print("  ", row["strategy"], row["hypervolume"], row["auto_ahead_by"])
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ def test_a_search_as_a_table_says_what_to_do_next(cli, tiny):
     done = cli("search", "--model", tiny, *SMALL, *FEW, "--max-bits", "7")
     assert done.code == 0
     assert "Uniform policies" in done.out
+    assert "of the hypervolume over the layers (exact, 729 policies enumerated)" in done.out
     assert "pick --run" in done.out
 
 
@@ -66,6 +67,10 @@ def test_a_demo_study_is_written_as_shipped(cli, tiny, tmp_path):
 
 def test_a_search_says_how_far_it_can_be_trusted(searched):
     assert searched["strategy"] == "auto"
+    assert [item["over"] for item in searched["regrets"]] == ["layers"]
+    assert searched["regrets"][0]["regret"] == searched["regret"]
+    assert searched["regrets"][0]["enumerated"] == 9**3
+    assert searched["additive"]["pairwise"] == {"kind": "none", "left_out_errors": {}}
     assert searched["constraints"] == {
         "max_bits": None,
         "max_pairs": None,

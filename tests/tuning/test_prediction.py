@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from kvtuner_core.domain.strategy import Constraints, SearchStrategy
+from kvtuner_core.domain.study import LayerGroup
 from kvtuner_core.errors import InputError
 from kvtuner_core.tuning.choices import Choices
 from kvtuner_core.tuning.comparison import compare, is_comparable
 from kvtuner_core.tuning.correlation import spearman
 from kvtuner_core.tuning.guided import surrogate_front
-from kvtuner_core.tuning.prediction import enumerated_front, prediction, regret
+from kvtuner_core.tuning.prediction import MOST_ENUMERATED, enumerated_front, group_regret, prediction, regret
 from kvtuner_core.tuning.surrogate import Surrogate
 from tests.fakes.studies import search_result
 from tests.tuning.builders import SCHEME, geometry, space, table_profiles
@@ -84,3 +85,38 @@ def test_comparable_searches_stand_side_by_side():
     other = replace(results[0], sweep=replace(results[0].sweep, prompts_digest="others"))
     assert is_comparable(results[0], results[1])
     assert not is_comparable(results[0], other)
+
+
+def test_where_the_groups_are_few_their_policies_are_enumerated_and_the_regret_says_so():
+    result = search_result(evaluations=30, strategy=SearchStrategy.NSGA2)
+    few = replace(
+        result, sweep=replace(result.sweep, space=_two_groups(result.sweep.space, len(result.sweep.model.layers)))
+    )
+    found = group_regret(few)
+    assert found is not None
+    assert found.enumerated == 25 <= MOST_ENUMERATED
+    assert "over the groups (exact, 25 policies enumerated)" in found.text
+    over_layers = regret(few)
+    assert over_layers.enumerated is None
+    assert "over the layers (exact, dynamic program over 10^" in over_layers.text
+    assert over_layers.best >= found.best
+    assert group_regret(replace(few, spec=replace(few.spec, strategy=SearchStrategy.AUTO))) is None
+
+
+def test_enumeration_and_the_dynamic_program_give_one_regret(monkeypatch):
+    result = search_result(evaluations=30, strategy=SearchStrategy.NSGA2)
+    few = replace(
+        result, sweep=replace(result.sweep, space=_two_groups(result.sweep.space, len(result.sweep.model.layers)))
+    )
+    enumerated = group_regret(few)
+    monkeypatch.setattr("kvtuner_core.tuning.prediction.MOST_ENUMERATED", 0)
+    solved = group_regret(few)
+    assert solved.enumerated is None
+    assert solved.regret == pytest.approx(enumerated.regret, abs=1e-9)
+    assert solved.best == pytest.approx(enumerated.best)
+
+
+def _two_groups(whole, layers):
+    offered = [pair for pair in whole.candidates if pair.name in ("K8V8", "K8V4", "K4V4", "K4V2", "K2V2")]
+    halves = (tuple(range(layers // 2)), tuple(range(layers // 2, layers)))
+    return replace(whole, groups=tuple(LayerGroup(layers=half, pairs=tuple(offered)) for half in halves))
