@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise an `InputError` in place of printing the usage."""
-        raise InputError(f"{message}. See: python -m {self.prog} --help")
+        raise InputError(f"{message.rstrip('.')}. See: python -m {self.prog} --help")
 
 
 def add_common(parser: argparse.ArgumentParser, *, store: bool = True) -> None:

@@ -6,6 +6,7 @@ from transformers import Cache, PretrainedConfig, PreTrainedModel
 from kvtuner_core.domain.memory import check_layers
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.scheme import PrefillMode
+from kvtuner_core.errors import ModelError
 from kvtuner_core.runtime.geometry import layer_geometry
 from kvtuner_core.runtime.in_place.attention import install
 from kvtuner_core.runtime.in_place.layer import InPlaceLayer
@@ -116,5 +117,15 @@ class QuantizedKVCache(Cache):
 def build_cache(
     policy: KVPolicy, model: PreTrainedModel, *, prefill: PrefillMode = PrefillMode.FULL, max_tokens: int = 0
 ) -> QuantizedKVCache:
-    """An empty `QuantizedKVCache` for ``model``; arguments and errors are its own."""
+    """An empty `QuantizedKVCache` for ``model.generate()``; arguments and errors are its own.
+
+    Raises:
+        ModelError: Also if the model is set not to use a cache: ``generate()`` would feed a given one the
+            whole text again at every step, and go wrong without a word.
+    """
+    if getattr(getattr(model, "generation_config", None), "use_cache", None) is False:
+        raise ModelError(
+            "generate() fills a cache only where generation_config.use_cache is true; this model's is False. "
+            "Set model.generation_config.use_cache = True before building the cache."
+        )
     return QuantizedKVCache(policy, model, prefill=prefill, max_tokens=max_tokens)

@@ -15,7 +15,7 @@ from kvtuner_core.domain.precision import FULL_PAIR
 from kvtuner_core.domain.scheme import QuantScheme
 from kvtuner_core.domain.tasks import GenerateTask, Generation, TokenEvent
 from kvtuner_core.errors import InputError
-from kvtuner_core.runtime.cache import QuantizedKVCache, build_cache
+from kvtuner_core.runtime.cache import QuantizedKVCache
 from kvtuner_core.runtime.decoding import Decoder
 from kvtuner_core.runtime.in_place.support import Kernels, chosen_kernels
 from kvtuner_core.runtime.loading import LoadedModel, filled_layers
@@ -113,7 +113,7 @@ def _new_cache(loaded: LoadedModel, task: GenerateTask, *, max_tokens: int) -> C
             return DynamicCache(config=loaded.model.config)
         policy = KVPolicy.uniform(FULL_PAIR, layers=len(loaded.info.layers), scheme=QuantScheme.per_token())
     check_layers(policy, loaded.info.layers)
-    return build_cache(policy, loaded.model, prefill=task.prefill, max_tokens=max_tokens)
+    return QuantizedKVCache(policy, loaded.model, prefill=task.prefill, max_tokens=max_tokens)
 
 
 class _Choice:

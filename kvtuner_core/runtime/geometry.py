@@ -167,7 +167,10 @@ def _one_layer(config: PretrainedConfig, window: int | None) -> LayerGeometry:
     query_heads = int(config.num_attention_heads)
     head_dim = _head_dim(config, query_heads)
     kv_heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None)
-    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+    # Falcon's newer models cache their KV heads repeated for every query head.
+    if getattr(config, "new_decoder_architecture", False):
+        kv_heads = query_heads
+    elif getattr(config, "multi_query", False):
         kv_heads = 1
     if head_dim < 1 or query_heads < 1:
         raise ModelError(

@@ -22,6 +22,7 @@ _CONFIG = (
     ("autoload_known_extensions", "false"),
     ("threads", "2"),
 )
+_MAGIC = slice(8, 12)
 _HOLDER = re.compile(r"\(PID (\d+)\)")
 
 
@@ -53,6 +54,7 @@ class Database:
         name = ":memory:" if path is None else str(path)
         if path is not None:
             _make_folder(path)
+            _check_file(path)
         try:
             connection = duckdb.connect(name, config=dict(_CONFIG))
         except duckdb.Error as error:
@@ -139,6 +141,22 @@ def _make_folder(path: Path) -> None:
             f"The folder of the result store {path} cannot be made ({error.strerror}). "
             "Give a file in a folder you may write to with --store FILE."
         ) from None
+
+
+def _check_file(path: Path) -> None:
+    """DuckDB would show a JSON, CSV or Parquet file as a database that lives in memory, and lose what is stored."""
+    try:
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
+            start = file.read(_MAGIC.stop)
+    except OSError:
+        # DuckDB says better why it cannot be read.
+        return
+    if start[_MAGIC] != b"DUCK":
+        raise StoreError(
+            f"The file {path} is not a result store. Move it away, or give another file with --store FILE."
+        )
 
 
 def _explain(name: str, message: str) -> str:

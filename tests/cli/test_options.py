@@ -60,4 +60,6 @@ def test_a_usage_error_is_raised_and_names_the_help():
     parser = Parser(prog="kvtuner_core sweep")
     with pytest.raises(InputError, match="See: python -m kvtuner_core sweep --help"):
         parser.error("wrong")
+    with pytest.raises(InputError, match=r"^wrong\. See"):
+        parser.error("wrong.")
     assert isinstance(parser, argparse.ArgumentParser)

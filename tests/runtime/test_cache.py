@@ -254,3 +254,14 @@ class TestFit:
         cache = QuantizedKVCache(_policy(models["llama"]), tiny_config("llama"))
         with pytest.raises(ModelError, match="Build the cache for this model"):
             _generate(models["qwen2"], _prompt(), cache)
+
+
+def test_a_model_that_is_set_to_use_no_cache_is_refused():
+    model = tiny_model("llama")
+    model.generation_config.use_cache = False
+    with pytest.raises(ModelError, match=r"generation_config\.use_cache"):
+        build_cache(_policy(model), model)
+    model.generation_config.use_cache = True
+    full = _policy(model, "K16V16")
+    ids = _prompt()
+    assert torch.equal(_generate(model, ids, build_cache(full, model)), _generate(model, ids, None))

@@ -96,3 +96,19 @@ def test_heads_without_values_are_refused(changes):
         setattr(config, name, value)
     with pytest.raises(ModelError, match="heads must each hold values"):
         layer_geometry(config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "kv_heads"),
+    [
+        ({"multi_query": True}, 1),
+        ({"multi_query": False}, 4),
+        ({"new_decoder_architecture": True, "num_kv_heads": 2}, 4),
+    ],
+)
+def test_falcons_heads_are_those_it_caches(fields, kv_heads):
+    config = tf.FalconConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, **fields)
+    model = tf.AutoModelForCausalLM.from_config(config).eval()
+    cache = DynamicCache(config=config)
+    model(torch.randint(0, 64, (1, 5)), past_key_values=cache)
+    assert layer_geometry(config)[0].kv_heads == cache.layers[0].keys.shape[1] == kv_heads

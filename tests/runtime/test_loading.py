@@ -112,8 +112,9 @@ def test_an_unreachable_hub_is_one_clear_line(tmp_path, monkeypatch):
         load(_spec("nobody-at-all/no-such-model"), cache_dir=tmp_path)
 
 
-def test_quiet_restores_what_it_turned_off():
-    logger = logging.getLogger("transformers")
+@pytest.mark.parametrize("library", ["transformers", "huggingface_hub"])
+def test_quiet_restores_what_it_turned_off(library):
+    logger = logging.getLogger(library)
     before = logger.level
     with loading.quiet():
         assert logger.level == logging.ERROR

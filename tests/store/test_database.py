@@ -84,9 +84,10 @@ def test_a_file_held_by_another_process_names_its_pid(tmp_path):
         holder.communicate("\n")
 
 
-@pytest.mark.parametrize("content", [b"", b"hello" * 1000])
-def test_a_file_that_is_no_database_is_refused(tmp_path, content):
-    path = tmp_path / "notes.txt"
+@pytest.mark.parametrize("name", ["notes.txt", "policy.json", "table.csv", "demo.parquet"])
+@pytest.mark.parametrize("content", [b"", b"hello" * 1000, b'{"a": 1}\n'])
+def test_a_file_that_is_no_database_is_refused(tmp_path, name, content):
+    path = tmp_path / name
     path.write_bytes(content)
     assert "is not a result store" in refusal(path)
     assert path.read_bytes() == content
