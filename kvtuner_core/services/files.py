@@ -24,11 +24,18 @@ def read_limited(path: Path, limit: int, *, what: str) -> bytes:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file in one step: a reader sees the old one or the new one, never a part.
 
+    What is there and is no regular file, such as ``/dev/stdout`` or a pipe, is written to as it is: it must not
+    be replaced by a file.
+
     Raises:
         InputError: If it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
+        if path.exists() and not path.is_file():
+            with path.open("wb") as stream:
+                stream.write(data)
+            return
         with temporary.open("xb") as file:
             file.write(data)
         temporary.replace(path)
