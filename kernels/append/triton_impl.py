@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor, uint8
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from kernels.decode_attention.triton_impl import channel_place
 
@@ -284,11 +286,16 @@ def pack_kernel(
     RING: tl.constexpr,
     T: tl.constexpr,
     FEW: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One head's keys or values.
 
-    ``FEW`` is 0 and ``T`` 64: one block; else all that is due in tiles of ``T``, then the exact tokens.
+    ``FEW`` is 0 and ``T`` 64: one block; else all that is due in tiles of ``T``, then the exact tokens. ``EARLY``
+    says that it is launched while the kernel before it may still run.
     """
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     head = tl.program_id(0).to(tl.int64)
     batch = head // heads
     inner = head % heads
@@ -365,6 +372,7 @@ def append(
     width = triton.next_power_of_2(dim)
     strides = (new_keys.stride()[:3], new_values.stride()[:3])
     tile = (32 if channel else 1) if few else 64
+    early = progress.is_cuda and torch.cuda.get_device_capability(progress.device)[0] >= 9
     # Due are at most the tokens of the ring and the new ones, in blocks that may begin anywhere.
     tiles = 1 if few else (count + ring) // 64 + 2
     pack_kernel[(batch * heads, tiles, 2)](
@@ -394,8 +402,10 @@ def append(
         RING=keys.ring,
         T=tile,
         FEW=triton.next_power_of_2(count) if few else 0,
+        EARLY=early,
         num_warps={1: 1, 32: 4, 64: 8}[tile],
         enable_fp_fusion=False,
+        **({"launch_pdl": True} if early else {}),
     )
     # Few tokens overwrite nothing that is still to be packed, and were kept above.
     if keep and not few:

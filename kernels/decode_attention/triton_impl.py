@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.language.extra.cuda import gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 if TYPE_CHECKING:
     from kernels.decode_attention.op import PackedSide, Recent, Visible
@@ -427,6 +427,9 @@ def decode_kernel(
     )
 
     if EARLY:
+        # a later segment waits at its end: what it reads was there before the first one began
+        if not CHAINED:
+            gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
         gl.inline_asm_elementwise(
             "griddepcontrol.launch_dependents; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
         )
@@ -856,6 +859,7 @@ def merge_kernel(
         last = tl.load(p_last + batch)
     if WAIT:
         gdc_wait()
+        gdc_launch_dependents()
     part_first = 0
     for i in tl.static_range(len(segments) // 3):
         splits = segments[3 * i + 2]
@@ -938,7 +942,7 @@ def decode_attention(
             chained = early and i > 0
             kernel = decode_kernel
             options = {"EARLY": early, "CHAINED": chained, "num_warps": 1, "maxnreg": launch_plan(keys, values)[1]}
-            options.update({"launch_pdl": True} if chained else {})
+            options.update({"launch_pdl": True} if early else {})
             scales = [x.view(torch.int32) for x in scales]
         kernel[(plan[3 * i + 2], batch * kv_heads, tiles)](
             query,

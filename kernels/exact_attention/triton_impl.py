@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from kernels.decode_attention.triton_impl import _MIN_BLOCKS, deal, merge
 
@@ -51,12 +52,16 @@ def exact_kernel(
     MIN_BLOCKS: tl.constexpr,
     RING: tl.constexpr,
     PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One split of one KV head for ``ROWS`` query rows.
 
     The segment holds ``capacity`` tokens from position ``origin`` on; its splits are ``part_first`` and on
     of ``part_count`` in the buffers.
     """
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     split = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
     splits = tl.num_programs(0)
@@ -128,8 +133,12 @@ def append_kernel(
     WIDTH: tl.constexpr,
     TOKENS: tl.constexpr,
     RING: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Some new tokens of one head; those outside of the segment are left alone."""
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     batch = (tl.program_id(1) // heads).to(tl.int64)
     head = tl.program_id(1) % heads
@@ -163,6 +172,7 @@ def exact_attention(
     tiles = -(-rows // _ROWS)
     query = query.contiguous()
     fast = query.is_cuda
+    early = _early(query)
     processors = torch.cuda.get_device_properties(query.device).multi_processor_count if fast else 1
     wanted = max(1, processors * _PROGRAMS // max(1, batch * kv_heads * tiles))
     plan, origin = (), 0
@@ -204,8 +214,10 @@ def exact_attention(
             MIN_BLOCKS=_MIN_BLOCKS,
             RING=ring,
             PRECISION="ieee" if wide else "tf32",
+            EARLY=early,
             num_warps=4,
             num_stages=3,
+            **({"launch_pdl": True} if early else {}),
         )
         part_first += splits
     merge(query, part, stats, None, out, scale=scale, first=first, last=last, plan=plan, tile=_ROWS, ring=ring)
@@ -220,6 +232,7 @@ def append_exact(
     new_keys, new_values = (x if x.stride(3) == 1 else x.contiguous() for x in new)
     count = new_keys.shape[2]
     tokens = 1 if count == 1 else 16
+    early = _early(keys)
     append_kernel[(-(-count // tokens), batch * heads)](
         keys,
         values,
@@ -237,5 +250,12 @@ def append_exact(
         WIDTH=triton.next_power_of_2(dim),
         TOKENS=tokens,
         RING=ring,
+        EARLY=early,
         num_warps=1 if count == 1 else 4,
+        **({"launch_pdl": True} if early else {}),
     )
+
+
+def _early(x: Tensor) -> bool:
+    """Whether a kernel can be launched while the one before it still runs."""
+    return x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= 9

@@ -1,6 +1,5 @@
 """Decodes token by token: as a captured CUDA graph where the cache allows it, through Python elsewhere."""
 
-from collections.abc import Callable
 from enum import StrEnum
 
 import torch
@@ -8,10 +7,8 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from kvtuner_core.runtime.cache import QuantizedKVCache
-from kvtuner_core.runtime.in_place.plan import StepPlan
 from kvtuner_core.runtime.in_place.support import Kernels
-
-_WARM_UPS = 2
+from kvtuner_core.runtime.planned_step import PlannedStep
 
 
 class DecodeMode(StrEnum):
@@ -49,16 +46,20 @@ class Decoder:
         self._padding = padding
         self._graph: torch.cuda.CUDAGraph | None = None
         # What a captured step reads and writes must live as long as the graph.
-        self._ids = torch.empty(0)
-        self._positions = torch.empty(0)
+        self._step: PlannedStep | None = None
         self._logits = torch.empty(0)
         self.why_eager: str | None = None if capture else "it was not asked for"
 
     @property
     def path(self) -> str:
         """How the last step was run, in words."""
-        if self._graph is not None:
-            return "fused kernels, CUDA graph"
+        if self._graph is not None and self._step is not None:
+            why = self._step.why_plain
+            return (
+                f"fused kernels, CUDA graph (layers as they are: {why})"
+                if why
+                else "fused kernels and layers, CUDA graph"
+            )
         fused = isinstance(self._cache, QuantizedKVCache) and self._cache.kernels is Kernels.TRITON
         kernels = "fused kernels" if fused else "reference kernels"
         return f"{kernels}, called from Python" + (f" ({self.why_eager})" if self.why_eager else "")
@@ -82,9 +83,9 @@ class Decoder:
         if self._graph is not None and not self._has_room():
             self.close()
             self.why_eager = "the cache is longer than max_tokens"
-        if self._graph is None:
+        if self._graph is None or self._step is None:
             return self._eager(ids)
-        self._ids.copy_(ids)
+        self._step.ids.copy_(ids)
         self._graph.replay()
         self._count()
         return self._logits
@@ -93,7 +94,7 @@ class Decoder:
         """Let the graph go; the cache can be used by others again."""
         if self._graph is not None and isinstance(self._cache, QuantizedKVCache):
             self._cache.planner.release()
-        self._graph = None
+        self._graph = self._step = None
         self.why_eager = "the decoder was closed"
 
     def _has_room(self) -> bool:
@@ -122,7 +123,7 @@ class Decoder:
             self._capture(cache, ids)
         # Whatever a model does that a graph cannot hold comes as another kind of RuntimeError.
         except (RuntimeError, ValueError) as error:
-            self._graph = None
+            self._graph = self._step = None
             cache.planner.release()
             self.why_eager = f"the model's step cannot be captured ({' '.join(str(error).split())[:160]})"
 
@@ -139,55 +140,19 @@ class Decoder:
         return None
 
     def _capture(self, cache: QuantizedKVCache, ids: Tensor) -> None:
-        batch, device = ids.shape[0], ids.device
-        padding = torch.zeros(batch, dtype=torch.int32, device=device)
-        if self._padding is not None:
-            padding.copy_(self._padding)
-        plans = cache.planner.capture(frozenset(layer.extent for layer in cache.layers), padding)
-        for layer in cache.layers:
-            plans[layer.extent].set(layer.tokens, layer.packed)
-        self._ids = ids.clone()
-        self._positions = cache.get_seq_length() - padding[:, None].long()
-        body = self._body(list(plans.values()))
-        saved = [(plan, plan.save()) for plan in plans.values()]
-        start = self._positions.clone()
-
-        def rewind() -> None:
-            self._positions.copy_(start)
-            for plan, counters in saved:
-                plan.restore(counters)
-
-        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(device))
+        step = PlannedStep(self._model, cache, ids=ids, padding=self._padding)
+        side = torch.cuda.Stream(ids.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(ids.device))
         with torch.cuda.stream(side):
-            # Kernels are compiled and libraries set up here; appending twice at one place is harmless.
-            for _ in range(_WARM_UPS):
-                body()
-                rewind()
-        torch.cuda.current_stream(device).wait_stream(side)
+            # Kernels are compiled and libraries set up here.
+            step.settle()
+            step.run()
+            step.rewind()
+        torch.cuda.current_stream(ids.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._logits = body()
-        self._graph = graph
-
-    def _body(self, plans: list[StepPlan]) -> Callable[[], Tensor]:
-        def body() -> Tensor:
-            for plan in plans:
-                plan.derive()
-            output = self._model(
-                input_ids=self._ids,
-                position_ids=self._positions,
-                past_key_values=self._cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            for plan in plans:
-                plan.advance()
-            self._positions.add_(1)
-            logits: Tensor = output.logits[:, -1]
-            return logits
-
-        return body
+            self._logits = step.run()
+        self._step, self._graph = step, graph
 
     def _count(self) -> None:
         """Tell the layers of the token that the graph appended."""

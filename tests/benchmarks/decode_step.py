@@ -1,9 +1,9 @@
 """Times decode steps of a whole model from packed caches: ``python -m tests.benchmarks.decode_step --json``.
 
-Llama-3.1-8B's geometry with random weights in bfloat16. Every step is a CUDA graph, also the one it is
-compared with: the same model over keys and values in full precision in fixed buffers, attended to by
-the fastest of torch's fused attentions (cuDNN or flash). The ceiling is what the bytes allow: weights and
-cache, read at the copy bandwidth of the same run.
+Llama-3.1-8B's geometry with random weights in bfloat16. Every step is a CUDA graph of the same fused operations,
+also the one it is compared with, whose keys and values lie in full precision in fixed buffers and are
+attended to by the fastest of torch's fused attentions (cuDNN or flash); the two take turns. The ceiling is
+what the bytes allow: those of weights and cache in full precision over those of weights and packed cache.
 """
 
 import argparse
@@ -19,9 +19,7 @@ import torch
 import transformers
 import triton
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AutoModelForCausalLM, Cache, LlamaConfig, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from kernels.append.op import append
 from kvtuner_core.domain.memory import cache_bytes
@@ -32,11 +30,13 @@ from kvtuner_core.runtime.cache import QuantizedKVCache, build_cache
 from kvtuner_core.runtime.decoding import DecodeMode, Decoder
 from kvtuner_core.runtime.in_place.attention import install
 from tests.benchmarks.decode_attention import copy_bandwidth
+from tests.benchmarks.full_precision import FullPrecision
+from tests.benchmarks.timing import STEPS, captured, timed, timed_in_turn
 
 PAIRS = ("K8V8", "K8V4", "K4V4", "K4V2", "K2V2")
 MIXED = ("K8V8", "K4V4", "K4V2", "K2V2")
 SCHEMES = {"per-token": QuantScheme.per_token(), "kivi": QuantScheme.kivi()}
-SHAPES = ((8, 32768), (32, 8192), (1, 131072), (1, 4096), (64, 4096), (8, 4096), (1, 32768))
+SHAPES = ((8, 32768), (32, 8192), (64, 4096), (1, 131072), (1, 4096), (8, 4096), (1, 32768))
 LLAMA = {
     "vocab_size": 128256,
     "hidden_size": 4096,
@@ -49,43 +49,9 @@ LLAMA = {
     "rope_theta": 500000.0,
     "tie_word_embeddings": False,
 }
-STEPS = 16
 PROMPT = 64
 CHUNK = 2048
-
-
-class FixedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
-    """Keys and values in full precision in a buffer of exactly one length, whose last token each step writes anew."""
-
-    is_compileable = False
-    is_sliding = False
-
-    def __init__(self, batch: int, length: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.length = length
-        shape = (batch, LLAMA["num_key_value_heads"], length, LLAMA["head_dim"])
-        self.keys, self.values = (torch.empty(shape, dtype=torch.bfloat16, device="cuda").normal_() for _ in range(2))
-        self.is_initialized = True
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing is left to do."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write the last token; all of them."""
-        self.keys[:, :, -1:], self.values[:, :, -1:] = key_states, value_states
-        return self.keys, self.values
-
-    def get_seq_length(self) -> int:
-        """Tokens before the step."""
-        return self.length - 1
-
-    def get_max_length(self) -> int:
-        """The only length there is."""
-        return self.length
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Positions that a step reads."""
-        return self.length - 1 + query_length, 0
+FUSED = "fused kernels and layers, CUDA graph"
 
 
 def main() -> None:
@@ -132,7 +98,7 @@ def main() -> None:
 def readable(result: dict[str, Any]) -> str:
     """The result as lines of text."""
     lines = [f"{result['device']}, {result['versions']}, copy {result['copy_gb_per_s']:.0f} GB/s"]
-    for part in ("rows", "mixed", "append", "others", "largest"):
+    for part in ("rows", "full_precision", "mixed", "append", "others", "largest"):
         lines += [part, *("  " + ", ".join(f"{k} {v}" for k, v in row.items()) for row in result.get(part, []))]
     return "\n".join(lines) + "\n"
 
@@ -146,9 +112,9 @@ def warm() -> None:
 
 
 def compile_kernels(pair: str, scheme: str) -> None:
-    """Run a small model of the same heads once."""
-    model = build({**LLAMA, "vocab_size": 256, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1})
-    for batch in (1, 8):
+    """Run one layer of the model once, over a short history, with all batches once."""
+    model = build({**LLAMA, "vocab_size": 32768, "num_hidden_layers": 1})
+    for batch in (1, 8, 32, 64) if pair == "K16V16" else (1, 8):
         with decoding(model, uniform(model, pair, scheme), batch, 512) as (_, decoder):
             decoder.step(tokens(batch))
             if decoder.mode is not DecodeMode.GRAPH:
@@ -194,6 +160,7 @@ def decoding(
     model: PreTrainedModel, policy: KVPolicy, batch: int, length: int, *, capture: bool = True
 ) -> Iterator[tuple[QuantizedKVCache, Decoder]]:
     """A cache that holds ``length`` tokens of random keys and values, and its decoder."""
+    torch.cuda.empty_cache()
     cache = build_cache(policy, model, max_tokens=length + 4 * STEPS)
     decoder = Decoder(model, cache, capture=capture)
     decoder.prefill(torch.randint(0, 200, (batch, PROMPT), device="cuda"))
@@ -214,44 +181,50 @@ def decoding(
 
 def steps(model: PreTrainedModel, *, copy: float) -> dict[str, Any]:
     """Every pair and scheme at every shape, mixed policies, and the share of appending."""
-    rows, mixes, appends = [], [], []
+    rows, mixes, appends, plain = [], [], [], []
     for batch, length in SHAPES:
-        bf16 = [full_precision(model, batch, length)]
+        beside = FullPrecision(model, batch, length)
         here = []
         for scheme in SCHEMES:
             for pair in PAIRS:
-                policy = uniform(model, pair, scheme)
-                row = packed(model, policy, batch, length)
+                row, share = packed(model, uniform(model, pair, scheme), batch, length, beside=beside.replay)
                 here.append(row | {"pair": pair, "scheme": scheme})
                 if pair in ("K8V8", "K2V2"):
-                    share = append_share(model, policy, batch=batch, length=length, step_ms=row["ms"])
                     appends.append({"pair": pair, "scheme": scheme, "batch": batch, "length": length, **share})
             alone = [row["ms"] for row in here if row["scheme"] == scheme and row["pair"] in MIXED]
-            together = packed(model, mixed(model, scheme), batch, length)["ms"]
-            overhead = round(together / statistics.mean(alone) - 1, 4)
-            mixes.append({"batch": batch, "length": length, "scheme": scheme, "ms": together, "overhead": overhead})
-        bf16.append(full_precision(model, batch, length))
-        rows += [{"batch": batch, "length": length, **compared(model, row, min(bf16), copy=copy)} for row in here]
+            row, _ = packed(model, mixed(model, scheme), batch, length, beside=beside.replay)
+            overhead = round(row["ms"] / statistics.mean(alone) - 1, 4)
+            mixes.append({"batch": batch, "length": length, "scheme": scheme, "ms": row["ms"], "overhead": overhead})
+        plain.append({"batch": batch, "length": length, **beside.times})
+        del beside
+        torch.cuda.empty_cache()
+        rows += [{"batch": batch, "length": length, **compared(model, row, copy=copy)} for row in here]
         # Told as they come: a run that is cut short has measured what it has measured.
-        sys.stderr.write(json.dumps({"rows": rows[-len(here) :], "mixed": mixes[-2:], "append": appends[-4:]}) + "\n")
-    return {"rows": rows, "mixed": mixes, "append": appends}
+        told = {"rows": rows[-len(here) :], "mixed": mixes[-2:], "append": appends[-4:], "full_precision": plain[-1:]}
+        sys.stderr.write(json.dumps(told) + "\n")
+    return {"rows": rows, "mixed": mixes, "append": appends, "full_precision": plain}
 
 
-def compared(model: PreTrainedModel, row: dict[str, Any], bf16: float, *, copy: float) -> dict[str, Any]:
+def compared(model: PreTrainedModel, row: dict[str, Any], *, copy: float) -> dict[str, Any]:
     """A row with its ratios to full precision and to what the bytes allow."""
     weights = weight_bytes(model)
-    speedup, ceiling = bf16 / row["ms"], (weights + row.pop("full_bytes")) / (weights + row["bytes"])
+    speedup, ceiling = row["bf16_ms"] / row["ms"], (weights + row.pop("full_bytes")) / (weights + row["bytes"])
     return row | {
         "bandwidth_fraction": round((weights + row["bytes"]) / (row["ms"] * 1e6) / copy, 3),
-        "bf16_ms": bf16,
         "speedup": round(speedup, 3),
         "ceiling": round(ceiling, 3),
         "of_ceiling": round(speedup / ceiling, 3),
     }
 
 
-def packed(model: PreTrainedModel, policy: KVPolicy, batch: int, length: int) -> dict[str, Any]:
-    """Milliseconds of a captured step, and bytes: held (equal to the memory model), reserved, and at the peak."""
+def packed(
+    model: PreTrainedModel, policy: KVPolicy, batch: int, length: int, *, beside: Callable[[], object] | None = None
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Milliseconds of a captured step, and bytes: held (equal to the memory model), reserved, and at the peak.
+
+    ``beside`` is another step, timed in turn with this one. Also the share of appending.
+    """
+    before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     with decoding(model, policy, batch, length) as (cache, decoder):
         predicted = cache_bytes(policy, cache.geometry, tokens=length, batch=batch)
@@ -260,79 +233,36 @@ def packed(model: PreTrainedModel, policy: KVPolicy, batch: int, length: int) ->
         if held != predicted:
             sys.exit(f"The cache holds {held} bytes where the memory model says {predicted}.")
         ids = tokens(batch)
-        ms = timed(lambda: decoder.step(ids))
-        if decoder.mode is not DecodeMode.GRAPH:
-            sys.exit(f"The step was not captured: {decoder.why_eager}.")
-        peak = torch.cuda.max_memory_allocated()
+        ms, *others_ms = timed_in_turn(lambda: decoder.step(ids), *([beside] if beside else []))
+        if decoder.mode is not DecodeMode.GRAPH or decoder.path != FUSED:
+            sys.exit(f"The step was not captured or not fused: {decoder.path}.")
+        # The weights are the model's; what else was there before is the step that this one is compared with.
+        peak = torch.cuda.max_memory_allocated() - before + sum(x.nbytes for x in model.parameters())
         reserved = cache.reserved_bytes()
         row = {"ms": round(ms, 4), "bytes": held, "reserved_bytes": reserved, "peak_bytes": peak, "full_bytes": full}
-        return row
+        if beside:
+            row["bf16_ms"] = round(others_ms[0], 4)
+        return row, append_share(cache, step_ms=ms)
 
 
-def timed(step: Callable[[], object], *, count: int = STEPS) -> float:
-    """Median milliseconds of a step, each between two events, warm."""
-    for _ in range(3):
-        step()
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(count)]
-    for start, end in events:
-        start.record()
-        step()
-        end.record()
-    torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in events)
-
-
-def full_precision(model: PreTrainedModel, batch: int, length: int) -> float:
-    """Milliseconds of a captured step in full precision, with the faster of cuDNN and flash attention."""
-    cache = Cache(layers=[FixedLayer(batch, length) for _ in range(model.config.num_hidden_layers)])
-    ids, position = tokens(batch), torch.full((batch, 1), length - 1, device="cuda")
-
-    def step() -> Tensor:
-        output = model(input_ids=ids, position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        logits: Tensor = output.logits
-        return logits
-
-    found = []
-    for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
-        with sdpa_kernel([backend]):
-            found.append(timed(captured(step).replay))
-    return round(min(found), 4)
-
-
-def captured(step: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """The step as a CUDA graph."""
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph
-
-
-def append_share(
-    model: PreTrainedModel, policy: KVPolicy, *, batch: int, length: int, step_ms: float
-) -> dict[str, float]:
+def append_share(cache: QuantizedKVCache, *, step_ms: float) -> dict[str, float]:
     """Milliseconds of appending a token to all layers, the mean over a flush of the window, and its share of a step."""
-    with decoding(model, policy, batch, length) as (cache, _):
-        fresh = torch.randn(batch, 8, 1, 128, device="cuda", dtype=torch.bfloat16)
-        layer = cache.layers[0]
-        unit = layer.extent.unit
-        found = []
-        for ahead in (0, unit) if unit > 1 else (1,):
-            numbers = (layer.tokens, layer.packed, layer.packed + ahead, layer.tokens + 1)
-            progress = torch.tensor(numbers, dtype=torch.int32, device="cuda")
+    layer = cache.layers[0]
+    batch = layer.stores[0].shape.batch
+    fresh = torch.randn(batch, 8, 1, 128, device="cuda", dtype=torch.bfloat16)
+    unit = layer.extent.unit
+    found = []
+    for ahead in (0, unit) if unit > 1 else (1,):
+        numbers = (layer.tokens, layer.packed, layer.packed + ahead, layer.tokens + 1)
+        progress = torch.tensor(numbers, dtype=torch.int32, device="cuda")
 
-            def step(progress: Tensor = progress) -> None:
-                for one in cache.layers:
-                    store = one.stores[0]
-                    append(store.keys[0], store.values[0], recent=store.recent, new=(fresh, fresh), progress=progress)
+        def step(progress: Tensor = progress) -> None:
+            for one in cache.layers:
+                store = one.stores[0]
+                append(store.keys[0], store.values[0], recent=store.recent, new=(fresh, fresh), progress=progress)
 
-            found.append(timed(captured(step).replay))
-        ms = found[0] if unit == 1 else (found[0] * (unit - 1) + found[1]) / unit
+        found.append(timed(captured(step).replay))
+    ms = found[0] if unit == 1 else (found[0] * (unit - 1) + found[1]) / unit
     return {"ms": round(ms, 4), "share_of_step": round(ms / step_ms, 4)}
 
 
@@ -345,13 +275,19 @@ def largest(model: PreTrainedModel, pair: str, *, length: int = 32768) -> dict[s
     batch = torch.cuda.mem_get_info()[0] // one
     while batch:
         try:
-            ms = full_precision(model, batch, length) if pair == "bf16" else packed(model, policy, batch, length)["ms"]
+            ms = best_ms(model, batch, length) if pair == "bf16" else packed(model, policy, batch, length)[0]["ms"]
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             batch -= max(1, batch // 40)
             continue
         break
     return {"pair": pair, "length": length, "batch": batch, "ms": ms, "tokens_per_second": round(batch / ms * 1e3, 1)}
+
+
+def best_ms(model: PreTrainedModel, batch: int, length: int) -> float:
+    """Milliseconds of a captured step in full precision."""
+    times = FullPrecision(model, batch, length).times
+    return min(times["cudnn"], times["flash"])
 
 
 if __name__ == "__main__":

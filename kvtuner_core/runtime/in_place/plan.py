@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels.decode_attention.op import Visible
+from kernels.step_numbers.op import Places, step_numbers
 from kvtuner_core.domain.scheme import QuantScheme
 
 MAX_QUERIES = 8
@@ -49,6 +50,11 @@ class Extent:
         return self.residual + self.unit - 1 + MAX_QUERIES
 
     @property
+    def places(self) -> Places:
+        """The same for the kernels."""
+        return Places(sinks=self.sinks, residual=self.residual, unit=self.unit, ring=self.ring, sliding=self.sliding)
+
+    @property
     def slots(self) -> int:
         """Slots of the sinks, then of the ring."""
         return self.sinks + self.ring
@@ -68,7 +74,7 @@ class StepPlan:
     Attributes:
         extent: Where tokens are kept.
         count: Tokens of the update.
-        progress: ``[4]`` int32: tokens before the update, store positions packed before and after it.
+        progress: ``[4]`` int32: tokens before the update, store positions packed before and after it, tokens after it.
         packed: The packed tokens that each query sees.
         recent: ``[B, count, slots]`` bool, the slots of sinks and ring that each query sees.
         exact: Positions that each query sees where nothing is quantised: first and last (exclusive),
@@ -91,10 +97,7 @@ class StepPlan:
         self.extent = extent
         self.count = count
         self._padding = padding
-        device = padding.device
-        self._counters = torch.zeros(2, dtype=torch.int32, device=device)
-        self._slots = torch.arange(extent.slots, dtype=torch.int32, device=device)
-        self._queries = torch.arange(count, dtype=torch.int32, device=device)
+        self._counters = torch.zeros(2, dtype=torch.int32, device=padding.device)
 
     @property
     def batch(self) -> int:
@@ -116,28 +119,19 @@ class StepPlan:
 
     def set(self, tokens: int, packed: int) -> None:
         """Set the counters: tokens before the step, and the store position that is packed up to."""
-        self._counters.copy_(torch.tensor([tokens, packed], dtype=torch.int32))
+        self._counters.copy_(torch.tensor([packed, tokens], dtype=torch.int32))
 
     def derive(self) -> None:
         """Work out everything from the counters, without a word from the host."""
-        extent, sinks = self.extent, self.extent.sinks
-        before, packed = self._counters[:1], self._counters[1:]
-        after = before + self.count
-        ready = (after - (sinks + extent.residual)).clamp_(min=0)
-        packed_after = torch.maximum(packed, ready.div(extent.unit, rounding_mode="floor") * extent.unit)
-        self.progress = torch.cat((before, packed, packed_after, after))
-        queries = before + self._queries
-        lowest = self._padding[:, None].expand(-1, self.count)
-        if extent.sliding is not None:
-            lowest = torch.maximum(lowest, queries - (extent.sliding - 1))
-        held, position = self._held(after - sinks, packed)
-        self.recent = held & (position <= queries[:, None]) & (position >= lowest[:, :, None])
-        self.packed = Visible(first=(lowest - sinks).clamp_(min=0), last=packed.expand(len(self._padding)).contiguous())
-        self.exact = (lowest.clamp(min=0), (queries + 1).expand(len(self._padding), -1).contiguous())
+        made = step_numbers(self._counters, self._padding, count=self.count, places=self.extent.places)
+        self.progress = made.progress
+        self.recent = made.recent
+        self.packed = Visible(first=made.first, last=made.last)
+        self.exact = (made.exact_first, made.exact_last)
 
     def advance(self) -> None:
         """Move the counters past the update; the last thing of a captured step."""
-        self._counters.copy_(torch.stack((self.progress[3], self.progress[2])))
+        self._counters.copy_(self.progress[2:])
 
     def save(self) -> Tensor:
         """A copy of the counters."""
@@ -146,13 +140,3 @@ class StepPlan:
     def restore(self, counters: Tensor) -> None:
         """Set the counters to what `save` returned."""
         self._counters.copy_(counters)
-
-    def _held(self, after: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
-        """Which slots hold a token that is not read packed, and the position of each slot's token."""
-        sinks, ring = self.extent.sinks, self.extent.ring
-        newest = after - 1
-        # The newest store position that falls on a slot of the ring.
-        store = newest - torch.remainder(newest - (self._slots - sinks), ring)
-        first = self._slots < sinks
-        held = torch.where(first, self._slots < after + sinks, (store >= packed) & (store >= 0))
-        return held, torch.where(first, self._slots, store + sinks)

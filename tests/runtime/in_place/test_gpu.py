@@ -28,6 +28,7 @@ SIZES = {
     "phi": {"hidden_size": 256},
     "gpt_neox": {"hidden_size": 256},
 }
+FUSED = ("llama", "mistral", "qwen2", "gemma3")
 NAMES = ("K8V8", "K16V16", "K8V4")
 
 
@@ -76,8 +77,10 @@ def test_a_captured_step_reads_what_the_plain_cache_reads(models, family, scheme
         decoder = Decoder(model, graph, padding=pads)
         captured = _logits(decoder, ids, 90)
         assert decoder.mode is DecodeMode.GRAPH, decoder.why_eager
+        assert (decoder.path == "fused kernels and layers, CUDA graph") == (family in FUSED), decoder.path
         assert graph.kernels is Kernels.TRITON
-        assert _off(captured, called) < 2e-3
+        # Sums in another order where layers are fused; the same kernels elsewhere.
+        assert _off(captured, called) < (2e-2 if family in FUSED else 2e-3)
         # bfloat16 activations: two ways of rounding, and now and then a neighbouring code.
         assert _off(captured, expected) < 4e-2
         predicted = cache_bytes(policy, graph.geometry, tokens=170, batch=3)

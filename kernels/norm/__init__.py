@@ -1,0 +1,1 @@
+"""Residual sum and root-mean-square norm in one pass."""

@@ -1,0 +1,1 @@
+"""Decode steps of models of known structure through a few fused operations a layer."""
