@@ -114,7 +114,7 @@ class DaskCompute:
         report: ModelReport,
         cancelled: Callable[[], bool] | None = None,
     ) -> Generator[tuple[int, Answer], None, None]:
-        """Run tasks on all workers at once, as `Compute.run_many`; two at most are on their way to each.
+        """Run tasks on all workers at once, as `Compute.run_many`; three at most are on their way to each.
 
         Raises:
             CancelledError: If it was cancelled.

@@ -1,8 +1,9 @@
 """Spreads tasks over all workers, so that each has its next one at hand and shares no preparation with another.
 
-Every task is sent to one worker by its address, two at a time: while one is at work, the next one
-waits there. Tasks of one layer go to one worker, one after the other, for what they have in common
-is kept there. When a worker is gone, what it had goes back to the front and to another worker.
+Every task is sent to one worker by its address, three at a time: while one is at work, the next
+ones wait there, so that no worker waits for an answer to travel. Tasks of one layer go to one worker,
+one after the other, for what they have in common is kept there. When a worker is gone, what it had
+goes back to the front and to another worker.
 """
 
 import queue
@@ -17,8 +18,8 @@ from kvtuner_core.compute.connection import Connection, NotHandedOverError, Pend
 from kvtuner_core.domain.tasks import Answer, InspectTask, MeasureTask, ModelReport, ProfileTask
 from kvtuner_core.errors import CancelledError, ComputeError, KVTunerError
 
-AT_HAND = 2
-"""Tasks that a worker has: one at work, one waiting."""
+AT_HAND = 3
+"""Tasks that a worker has: one at work, the others waiting for it."""
 
 MOST_DEATHS = 4
 """A task is given up after so many workers died while they had it."""

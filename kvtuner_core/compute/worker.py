@@ -1,5 +1,6 @@
 """What runs in a Dask worker process: one runtime, kept between tasks."""
 
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ class Runner(Protocol):
 
 
 RunnerFactory = Callable[[], Runner]
+
+_SWITCH_SECONDS = 0.0005
+"""How long a running measurement may keep Python to itself while the worker has messages to handle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +74,9 @@ class RuntimePlugin(WorkerPlugin):
 
     def setup(self, worker: object) -> None:  # noqa: ARG002 - Dask's signature
         """Called in the worker process when it starts."""
+        # A measurement launches kernels from Python; at the default of 5 ms, each message that fetches
+        # an answer or brings the next task would wait that long for its turn.
+        sys.setswitchinterval(_SWITCH_SECONDS)
         self._runner: Runner | None = None
         self._lock = threading.Lock()
         self._stopped: set[str] = set()

@@ -12,7 +12,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,9 @@ from kvtuner_core.compute import DaskCompute
 from kvtuner_core.domain.model import DtypeChoice, ModelSpec
 from kvtuner_core.domain.study import Candidate, SearchResult, SearchSpec, SweepSpec
 from kvtuner_core.jobs import JobQueue
-from kvtuner_core.services.searching import search
+from kvtuner_core.services.searching import SEARCH_STAGE, search
 from kvtuner_core.services.workspace import Settings, Workspace
 from kvtuner_core.store import Store
-
-ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +51,9 @@ class Scale:
 
 LARGE = Scale(
     geometry={"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
-    prompts=8,
+    prompts=12,
     prefix=8192,
-    suffix=128,
+    suffix=256,
     evaluations=200,
     dtype=DtypeChoice.BFLOAT16,
 )
@@ -131,24 +129,31 @@ def make_request(folder: Path, scale: Scale) -> SearchSpec:
     )
 
 
-def run(compute: DaskCompute, folder: Path, request: SearchSpec) -> SearchResult:
-    """One study into a new store."""
+def run(compute: DaskCompute, folder: Path, request: SearchSpec) -> tuple[SearchResult, float, float]:
+    """One study into a new store, its seconds, and those of its search once all scores are stored: the solver's own."""
+    started = time.perf_counter()
     store = Store.open(None)
     workspace = Workspace(
         settings=Settings(home=folder, store_path=None), store=store, compute=compute, queue=JobQueue(store)
     )
-    steps = search(workspace, request)
+    try:
+        result = to_the_end(search(workspace, request))
+        seconds = time.perf_counter() - started
+        again = to_the_end(search(workspace, request))
+        return result, seconds, dict(again.seconds)[SEARCH_STAGE]
+    finally:
+        workspace.queue.close()
+        store.close()
+
+
+def to_the_end(steps: Generator[object, None, SearchResult]) -> SearchResult:
+    """Run a search; its result."""
     try:
         while True:
-            progress = next(steps)
-            print(f"\r{progress.stage} {progress.done}/{progress.total}    ", end="", file=sys.stderr)
+            next(steps)
     except StopIteration as finished:
         result: SearchResult = finished.value
         return result
-    finally:
-        print(file=sys.stderr)
-        workspace.queue.close()
-        store.close()
 
 
 def found(result: SearchResult) -> bytes:
@@ -177,22 +182,27 @@ def _untimed(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
     )
 
 
-def rows_of(result: SearchResult, *, workers: int, number: int, seconds: float) -> Iterator[dict[str, Any]]:
-    """One row a part: its seconds, its measurements, and the seconds that workers spent on those (scores only)."""
+def rows_of(result: SearchResult, *, seconds: float, deciding: float) -> Iterator[dict[str, Any]]:
+    """One row a part: its seconds, its measurements, the seconds that workers spent on those (scores only).
+
+    The search's row also has the seconds in which its solver decided what to ask, and no worker had anything to do.
+    """
     calibrations = [item.calibration for item in (*result.baselines, *result.candidates)]
     evaluations = [item.evaluation for item in (*result.baselines, *result.front) if item.evaluation]
     counts = {"sweep": len(result.sweep.profiles), "search": len(calibrations), "evaluation": len(evaluations)}
     spent = {"search": calibrations, "evaluation": evaluations}
     for name, took in (*result.seconds, ("total", seconds)):
-        row: dict[str, Any] = {"what": name, "workers": workers, "round": number, "seconds": round(took, 3)}
+        row: dict[str, Any] = {"what": name, "seconds": round(took, 3)}
         if name in counts:
             row["evaluations"] = counts[name]
         if name in spent:
             row["at_work_seconds"] = round(sum(score.seconds for score in spent[name]), 3)
+        if name == SEARCH_STAGE:
+            row["deciding_seconds"] = round(deciding, 3)
         yield row
 
 
-def measure(scale: Scale, counts: tuple[int, ...]) -> dict[str, Any]:
+def measure(scale: Scale, counts: tuple[int, ...], rounds: int) -> dict[str, Any]:
     """Run the study for each number of workers and compare what was found."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
@@ -203,14 +213,13 @@ def measure(scale: Scale, counts: tuple[int, ...]) -> dict[str, Any]:
         for workers in counts:
             compute = DaskCompute(cache_dir=folder, processes=workers)
             try:
-                for number in range(1, ROUNDS + 1):
-                    started = time.perf_counter()
-                    result = run(compute, folder, request)
-                    seconds = time.perf_counter() - started
+                for number in range(1, rounds + 1):
+                    result, seconds, deciding = run(compute, folder, request)
                     first = first or found(result)
                     identical = found(result) == first
-                    some = rows_of(result, workers=workers, number=number, seconds=seconds)
-                    rows.extend(row | {"identical": identical} for row in some)
+                    for row in rows_of(result, seconds=seconds, deciding=deciding):
+                        rows.append({"workers": workers, "round": number, **row, "identical": identical})
+                        print(rows[-1], file=sys.stderr, flush=True)
                 devices = [worker.device for worker in compute.workers()]
             finally:
                 compute.close()
@@ -243,8 +252,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of workers to compare")
     parser.add_argument("--small", action="store_true", help="a small model and short prompts, for a CPU")
+    parser.add_argument("--rounds", type=int, default=2, help="studies for each of them, each into a new store")
     options = parser.parse_args()
-    report = measure(SMALL if options.small else LARGE, tuple(options.workers))
+    report = measure(SMALL if options.small else LARGE, tuple(options.workers), options.rounds)
     if options.json:
         print(json.dumps(report, indent=1))
         return

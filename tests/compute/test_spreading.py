@@ -139,8 +139,8 @@ def test_leaving_early_lets_go_what_has_not_begun(compute, folder):
     next(answers)
     answers.close()
     run(compute, SCORES[-2:])
-    # One done, then at most two at each of two workers, then the last two.
-    assert len(begun(folder)) <= 1 + 4 + 2
+    # What each of two workers has at hand when the first is done, then the last two.
+    assert len(begun(folder)) <= 1 + 2 * spreading.AT_HAND + 2
 
 
 def test_another_task_has_its_turn_in_between(compute, folder):
