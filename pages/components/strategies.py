@@ -77,7 +77,7 @@ def constraints() -> Constraints:
 def _memory() -> MemoryBound | None:
     most, batch, context = st.columns(3)
     gib = most.number_input(
-        "Cache, at most, GiB (0: any)",
+        "GiB, at most (0: any)",
         0.0,
         100_000.0,
         0.0,

@@ -101,7 +101,8 @@ def rows(found: Sequence[Found], model: Surrogate) -> list[dict[str, object]]:
         own = {seed: values for (name, seed), values in volumes.items() if name == strategy}
         behind = {seed: auto[seed] - own.get(seed, next(iter(own.values()))) for seed in auto}
         over = np.mean(list(behind.values()), axis=0)
-        kls = [item for each in found if each.strategy == strategy for item in each.candidates]
+        asked = [item for each in found if each.strategy == strategy for item in each.candidates]
+        kls = [item for item in asked if model.knows(item.policy)]
         made.append(
             {
                 "strategy": strategy,
