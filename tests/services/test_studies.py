@@ -5,10 +5,13 @@ import pytest
 
 from kvtuner_core.domain.model import ModelSpec
 from kvtuner_core.domain.runs import RunKind, RunStatus
+from kvtuner_core.domain.strategy import Constraints, MemoryBound
+from kvtuner_core.domain.study import SearchSpec
 from kvtuner_core.errors import InputError, ModelError
 from kvtuner_core.services import studies
 from kvtuner_core.services.results import list_runs, load_search, load_sweep
 from kvtuner_core.services.work import run_here
+from kvtuner_core.store import from_json, to_json
 from tests.fakes.compute import Killed
 from tests.services.drive import drive
 
@@ -96,3 +99,10 @@ def test_work_left_early_is_cancelled(ws, sweep_spec):
         pass
     steps.close()
     assert ws.store.run(record.id).status is RunStatus.CANCELLED
+
+
+def test_a_title_names_the_memory_bound():
+    bound = MemoryBound(max_gib=1.5, batch=8, context=32_768)
+    spec = SearchSpec(constraints=Constraints(memory=bound))
+    assert studies.search_title(spec).endswith("200 evaluations, at most 1.5 GiB at batch 8 x 32,768 tokens")
+    assert from_json(SearchSpec, to_json(spec)) == spec
