@@ -111,6 +111,11 @@ class Database:
             yield self._connection
         except duckdb.Error as error:
             raise StoreError(_explain(self._name, str(error))) from error
+        except RuntimeError as error:
+            # DuckDB turns Ctrl-C during a statement into this.
+            if "interrupted" in str(error):
+                raise KeyboardInterrupt from error
+            raise
 
     def _migrate(self) -> None:
         tables = {row[0] for row in self.rows("SELECT table_name FROM duckdb_tables()")}

@@ -206,3 +206,12 @@ def _before(text):
     changed = re.sub(r',"strategy":"nsga2","constraints":\{[^}]*\}', "", text)
     assert changed != text
     return changed
+
+
+def test_ctrl_c_during_a_statement_is_ctrl_c():
+    class Interrupted:
+        def execute(self, *arguments):
+            raise RuntimeError("Query interrupted")
+
+    with pytest.raises(KeyboardInterrupt):
+        Database(Interrupted(), name="x").rows("SELECT 1")
