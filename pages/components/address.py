@@ -38,7 +38,7 @@ def choose(
     key = f"{page}-{name}-{zlib.crc32(repr(options).encode()):x}"
     wanted = parameter(name)
     if wanted and wanted not in options:
-        st.warning(f"{plain(label)} {plain(wanted)!r} from the address is not there; showing another one.")
+        st.warning(f"{plain(label)} '{plain(wanted)}' from the address is not there; showing another one.")
     fallback = default if default in options else next(iter(options))
     _hold(key, wanted if wanted in options else fallback)
     chosen = st.selectbox(

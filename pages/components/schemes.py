@@ -15,6 +15,9 @@ ROTATIONS = {
     Rotation.KEYS_AND_VALUES.value: "keys and values",
 }
 
+WIDE, NARROW = 150, 130
+"""Widths of the form's fields in pixels, labels and their help included."""
+
 
 def scheme() -> QuantScheme:
     """Ask for the quantisation scheme.
@@ -34,18 +37,20 @@ def scheme() -> QuantScheme:
         "Symmetric: without offsets.",
     )
     kivi = name == "kivi"
-    left, right = st.columns(2)
     sizes = ["32", "16", "64", "128"] if kivi else [HEAD, "16", "32", "64", "128"]
-    group = left.selectbox(
-        "Group size, values",
-        sizes,
-        key=f"group_{name}",
-        bind="query-params",
-        help="Values that share a scale. Smaller is more exact and costs more bits.",
-    )
-    with right:
+    # Side by side where there is room, below each other where there is not.
+    with st.container(horizontal=True):
+        group = st.selectbox(
+            "Group size, values",
+            sizes,
+            key=f"group_{name}",
+            bind="query-params",
+            help="Values that share a scale. Smaller is more exact and costs more bits.",
+            width=WIDE,
+        )
         rotation = _rotation()
-    window, share, sinks = _windows(kivi=kivi)
+    with st.container(horizontal=True):
+        window, share, sinks = _windows(kivi=kivi)
     symmetric = st.toggle("Symmetric", key="symmetric", bind="query-params")
     if kivi:
         return QuantScheme.kivi(
@@ -75,14 +80,14 @@ def _rotation() -> Rotation:
         bind="query-params",
         help="Turned by a Hadamard transform along head_dim before they are quantised, which spreads outlier "
         "channels. The fused kernels do not read rotated codes.",
+        width=WIDE,
     )
     return Rotation(chosen or Rotation.NONE)
 
 
 def _windows(*, kivi: bool) -> tuple[int, float, int]:
     """Newest tokens, newest share of the context, and first tokens in full precision."""
-    left, middle, right = st.columns(3)
-    newest = left.number_input(
+    newest = st.number_input(
         "Window, tokens",
         0,
         4096,
@@ -91,8 +96,9 @@ def _windows(*, kivi: bool) -> tuple[int, float, int]:
         key="residual_kivi" if kivi else "residual_per-token",
         bind="query-params",
         help="Newest tokens kept in full precision.",
+        width=NARROW,
     )
-    share = middle.number_input(
+    share = st.number_input(
         "Window, %",
         0,
         50,
@@ -101,8 +107,16 @@ def _windows(*, kivi: bool) -> tuple[int, float, int]:
         key="residual_share",
         bind="query-params",
         help="Newest share of the context kept in full precision, where it is more than the tokens beside it.",
+        width=NARROW,
     )
-    first = right.number_input(
-        "Sinks, tokens", 0, 256, 0, key="sinks", bind="query-params", help="First tokens kept in full precision."
+    first = st.number_input(
+        "Sinks, tokens",
+        0,
+        256,
+        0,
+        key="sinks",
+        bind="query-params",
+        help="First tokens kept in full precision.",
+        width=NARROW,
     )
     return int(newest), int(share) / 100, int(first)

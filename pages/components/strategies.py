@@ -56,7 +56,7 @@ def constraints() -> Constraints:
     Raises:
         InputError: If a layer and its pair are not written like ``3:K8V4``.
     """
-    with st.popover("Bounds on memory, pairs and layers", icon=":material/rule:", key="bounds"):
+    with st.popover("More bounds", icon=":material/rule:", key="bounds"):
         most = st.number_input(
             "Different pairs, at most (0: any)",
             0,

@@ -72,3 +72,9 @@ def test_other_solvers_of_the_same_prompts_stand_beside(store, open_page):
     assert not app.exception
     table = next(table.value for table in app.dataframe if "Regret" in table.value.columns)
     assert set(table["Run"]) == {"one", "two"}
+
+
+@pytest.mark.usefixtures("demo")
+def test_a_run_that_is_not_there_is_named_as_it_was_written(open_page):
+    shown = open_page("tradeoffs", run="<b>it's</b>")
+    assert any(r"Run '\<b\>it's\</b\>' from the address" in item.value for item in shown.warning)

@@ -210,7 +210,7 @@ def _before(text):
 
 def test_ctrl_c_during_a_statement_is_ctrl_c():
     class Interrupted:
-        def execute(self, *arguments):
+        def execute(self, *_arguments):
             raise RuntimeError("Query interrupted")
 
     with pytest.raises(KeyboardInterrupt):
