@@ -1,5 +1,6 @@
 """Attention of suffix queries over a laid-out history, as the model itself computes it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 from kvtuner_core.errors import ModelError
 from kvtuner_core.runtime.interception import eager_attention, is_plain
 
-_SPLIT_SLOTS = 4096
+SPLIT_SLOTS = {"cpu": 1 << 60, "cuda": 4096}
+"""From so many slots on that every query sees, they are attended to by themselves, on a GPU by flash attention."""
+
 _FLASH_DIM = 256
 
 
@@ -65,7 +68,7 @@ def masked_attention(
     kv_heads, scaling = key.shape[1], own.get("scaling")
     per_head = heads // kv_heads
     rows = query.reshape(batch, kv_heads, per_head * suffix, head_dim)
-    if _splits(rows, value, mask):
+    if splits(rows, value, mask.shared):
         output = _split(rows, key, value, mask.folded(per_head), shared=mask.shared, scaling=scaling)
     else:
         output = nn.functional.scaled_dot_product_attention(
@@ -88,13 +91,12 @@ def weighted_attention(
     return output, weights
 
 
-def _splits(rows: Tensor, value: Tensor, mask: Mask) -> bool:
-    """Whether the part that all queries see is long enough to be worth an attention without a mask."""
+def splits(rows: Tensor, value: Tensor, shared: int) -> bool:
+    """Whether the slots that all queries see are many enough to be worth an attention of their own, without a mask."""
     head_dim = rows.shape[-1]
     return (
-        rows.is_cuda
-        and mask.shared >= _SPLIT_SLOTS
-        and rows.dtype in (torch.bfloat16, torch.float16)
+        shared >= SPLIT_SLOTS[rows.device.type]
+        and (rows.dtype in (torch.bfloat16, torch.float16) or not rows.is_cuda)
         and head_dim == value.shape[-1]
         and head_dim % 8 == 0
         and head_dim <= _FLASH_DIM
@@ -104,11 +106,56 @@ def _splits(rows: Tensor, value: Tensor, mask: Mask) -> bool:
 def _split(rows: Tensor, key: Tensor, value: Tensor, visible: Tensor, *, shared: int, scaling: float | None) -> Tensor:
     """Attention to the shared slots by flash attention, to the rest in float32, joined by their log sums."""
     factor = rows.shape[-1] ** -0.5 if scaling is None else scaling
-    first, first_sum = torch.ops.aten._scaled_dot_product_flash_attention(
-        rows, key[:, :, :shared], value[:, :, :shared], scale=factor
-    )[:2]
+    first, first_sum = seen_by_all(rows, key[:, :, :shared], value[:, :, :shared], factor)
     rest = plain_attention(rows, key[:, :, shared:], value[:, :, shared:], visible[:, shared:], factor)
     return joined((first.float(), first_sum), rest).to(value.dtype)
+
+
+def split_attention(
+    query: Tensor,
+    prefixes: Iterable[tuple[Tensor, Tensor]],
+    tail: tuple[Tensor, Tensor],
+    visible: Tensor,
+    *,
+    policies: int,
+    scaling: float | None,
+) -> Tensor:
+    """`masked_attention` of several policies whose prefixes lie apart; only these are read policy by policy.
+
+    Args:
+        query: ``[policies * R, H, S, D]``.
+        prefixes: Keys and values ``[R, H_kv, P, D]`` of the first policies, which every query sees; the
+            rows of the rest are padding.
+        tail: Keys and values ``[policies * R, H_kv, T, D]`` behind them.
+        visible: Boolean ``[S, T]``.
+        policies: How many they are.
+        scaling: Factor on the scores, or ``None`` for that of the head's size.
+
+    Returns:
+        ``[policies * R, S, H, D_v]``.
+    """
+    batch, heads, suffix, head_dim = query.shape
+    kv_heads = tail[0].shape[1]
+    factor = head_dim**-0.5 if scaling is None else scaling
+    rows = query.reshape(batch, kv_heads, heads // kv_heads * suffix, head_dim)
+    parts = rows.chunk(policies)
+    found = [seen_by_all(part, *prefix, factor) for part, prefix in zip(parts, prefixes, strict=False)]
+    sums = rows.new_full(rows.shape[:-1], -torch.inf, dtype=torch.float32)
+    first = tail[1].new_zeros((*rows.shape[:-1], tail[1].shape[-1]), dtype=torch.float32)
+    for place, (part, log_sum) in enumerate(found):
+        own = slice(place * len(part), (place + 1) * len(part))
+        first[own], sums[own] = part, log_sum
+    output = joined((first, sums), plain_attention(rows, *tail, visible.repeat(heads // kv_heads, 1), factor))
+    return output.to(tail[1].dtype).reshape(batch, heads, suffix, tail[1].shape[-1]).transpose(1, 2)
+
+
+def seen_by_all(rows: Tensor, key: Tensor, value: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """Attention without a mask, and the log of each row's sum of exponentials: flash attention on a GPU."""
+    if not rows.is_cuda:
+        every = torch.ones((1, key.shape[2]), dtype=torch.bool)
+        return plain_attention(rows, key, value, every, factor)
+    output, sums = torch.ops.aten._scaled_dot_product_flash_attention(rows, key, value, scale=factor)[:2]
+    return output, sums
 
 
 def plain_attention(rows: Tensor, key: Tensor, value: Tensor, visible: Tensor, factor: float) -> tuple[Tensor, Tensor]:

@@ -184,18 +184,40 @@ class Bank:
         """
         bits = [side.bits(precision, suffix.shape[1]) for precision in precisions]
         laid_out = torch.cat([self._buffer(layer, side, own, suffix.device) for own in bits])
-        layout = self._layouts[layer]
-        laid_out[:, :, layout.new] = suffix
-        if layout.boundary.tokens:
-            exact = self._exact(layer, side, suffix, layout.boundary)
-            rows = suffix.shape[0] // len(bits)
-            own = torch.tensor(bits, dtype=torch.uint8).repeat_interleave(rows, 0)[:, :, None, None]
-            own = own.pin_memory().to(suffix.device, non_blocking=True) if suffix.is_cuda else own
-            chosen = exact
-            for width in sorted({width for one in bits for width in one if width != FULL_BITS}):
-                chosen = torch.where(own == width, simulated(exact, layout.scheme, side, width), chosen)
-            laid_out[:, :, layout.boundary.slots] = chosen
+        laid_out[:, :, self._layouts[layer].exact.slot :] = self.tails(layer, side, precisions, suffix)
         return laid_out
+
+    def prefix(self, layer: int, side: Side, precision: LayerPrecision, suffix: Tensor) -> Tensor:
+        """What lies before a layout's exact tokens, the same for every suffix: ``[R, H_kv, sinks and packed, D]``."""
+        bits = side.bits(precision, suffix.shape[1])
+        return self._buffer(layer, side, bits, suffix.device)[:, :, : self._layouts[layer].exact.slot]
+
+    def tails(self, layer: int, side: Side, precisions: Sequence[LayerPrecision], suffix: Tensor) -> Tensor:
+        """What lies behind a layout's packed tokens, for several policies at once; arguments as in `gathered`.
+
+        Returns:
+            ``[policies * R, H_kv, exact and boundary, D]``, a new tensor.
+        """
+        layout, history = self._layouts[layer], self._history[layer].side(side)
+        copies = suffix.shape[0] // history.shape[0]
+        old = history[:, :, layout.exact.start : layout.prefix].to(suffix.device)
+        pieces = [old.repeat(copies, 1, 1, 1), suffix] if old.shape[2] else [suffix]
+        if layout.boundary.tokens:
+            pieces.append(self._boundaries(layer, side, precisions, suffix))
+        return torch.cat(pieces, dim=2)
+
+    def _boundaries(self, layer: int, side: Side, precisions: Sequence[LayerPrecision], suffix: Tensor) -> Tensor:
+        """The boundary under each policy: quantised at every width that occurs, then chosen row by row."""
+        layout = self._layouts[layer]
+        exact = self._exact(layer, side, suffix, layout.boundary)
+        bits = [side.bits(precision, suffix.shape[1]) for precision in precisions]
+        rows = suffix.shape[0] // len(bits)
+        own = torch.tensor(bits, dtype=torch.uint8).repeat_interleave(rows, 0)[:, :, None, None]
+        own = own.pin_memory().to(suffix.device, non_blocking=True) if suffix.is_cuda else own
+        chosen = exact
+        for width in sorted({width for one in bits for width in one if width != FULL_BITS}):
+            chosen = torch.where(own == width, simulated(exact, layout.scheme, side, width), chosen)
+        return chosen
 
     def _buffer(self, layer: int, side: Side, bits: tuple[int, ...], device: torch.device) -> Tensor:
         if self._storage is Storage.CODES:

@@ -44,6 +44,10 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits ``[N, V]`` of ``hidden`` ``[N, hidden]``, at least float32; valid until the next call."""
+        if hidden.is_cuda and hidden.dtype == self._weight.dtype and hidden.dtype.itemsize == 2:
+            # Products of 16-bit numbers are exact in float32, where the tensor cores add them up.
+            logits: Tensor = torch.mm(hidden, self._weight.t(), out_dtype=torch.float32)
+            return logits if self._bias is None else logits.add_(self._bias)
         exact = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         rows, vocabulary = exact.shape[0], self._weight.shape[0]
         buffer = self._buffer

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kvtuner_core.domain.policy import LayerPrecision
-from kvtuner_core.runtime.attending import Mask, masked_attention
+from kvtuner_core.runtime.attending import Mask, masked_attention, split_attention, splits
 from kvtuner_core.runtime.bank import Bank, LayerHistory, Side
 from kvtuner_core.runtime.footprint import GATHERED_BYTES
 from kvtuner_core.runtime.head import Head, final_states
@@ -23,6 +23,7 @@ from kvtuner_core.runtime.interception import (
     attention_implementation,
     decoder_layers,
     intercepted,
+    is_plain,
     recorded_outputs,
     skipped_layers,
 )
@@ -136,6 +137,8 @@ class SuffixAttention:
         attend = functools.partial(masked_attention, module, implementation=self.implementation, **own)
         if len(self.banked) == 1 and self.copies > 1 and self._gathers(key, layer):
             output = self._together(layer, query, key, value, attend)
+        elif len(self.banked) == 1 and self.copies > 1 and self._splits(query, value, layer, own):
+            output = self._apart(layer, query, key, value, own)
         else:
             output = self._one_by_one(layer, query, key, value, attend)
         missing = query.shape[0] - output.shape[0]
@@ -145,14 +148,41 @@ class SuffixAttention:
         layout = self.banked[0].bank.layout(layer)
         return key[:, :, :1].nbytes * layout.slots <= GATHERED_BYTES[key.device.type]
 
-    def _together(self, layer: int, query: Tensor, key: Tensor, value: Tensor, attend: Callable[..., Tensor]) -> Tensor:
-        """All policies of the only part at once; short histories are sooner copied than launched one by one."""
+    def _splits(self, query: Tensor, value: Tensor, layer: int, own: dict[str, Any]) -> bool:
         (banked,) = self.banked
-        rows = len(self.policies) * self.rows
-        precisions = [policy[layer] for policy in self.policies]
-        keys = banked.bank.gathered(layer, Side.KEY, precisions, key[:rows])
-        values = banked.bank.gathered(layer, Side.VALUE, precisions, value[:rows])
-        return attend(query[:rows], keys, values, mask=banked.masks[layer])
+        edge = banked.bank.layout(layer).exact.slot
+        plain = self.implementation != "eager" and is_plain(own)
+        return plain and banked.masks[layer].shared >= edge and splits(query, value, edge)
+
+    def _padded(self, layer: int) -> list[LayerPrecision]:
+        """The layer's bits under each policy of the pass; rows beyond the given ones take the last one's."""
+        own = [policy[layer] for policy in self.policies]
+        return own + own[-1:] * (self.copies - len(own))
+
+    def _apart(self, layer: int, query: Tensor, key: Tensor, value: Tensor, own: dict[str, Any]) -> Tensor:
+        """Long histories where they lie, policy by policy; what is short, for all rows of the pass at once."""
+        (banked,) = self.banked
+        bank, precisions = banked.bank, self._padded(layer)
+        tail_key, tail_value = (
+            bank.tails(layer, side, precisions, suffix) for side, suffix in ((Side.KEY, key), (Side.VALUE, value))
+        )
+        # One after the other: where codes are kept, each is laid out when its turn comes.
+        prefixes = (
+            (bank.prefix(layer, Side.KEY, one, key), bank.prefix(layer, Side.VALUE, one, value))
+            for one in precisions[: len(self.policies)]
+        )
+        visible = banked.masks[layer].visible[:, bank.layout(layer).exact.slot :]
+        return split_attention(
+            query, prefixes, (tail_key, tail_value), visible, policies=self.copies, scaling=own.get("scaling")
+        )
+
+    def _together(self, layer: int, query: Tensor, key: Tensor, value: Tensor, attend: Callable[..., Tensor]) -> Tensor:
+        """All rows of the pass at once; short histories are sooner copied than launched one by one."""
+        (banked,) = self.banked
+        precisions = self._padded(layer)
+        keys = banked.bank.gathered(layer, Side.KEY, precisions, key)
+        values = banked.bank.gathered(layer, Side.VALUE, precisions, value)
+        return attend(query, keys, values, mask=banked.masks[layer])
 
     def _one_by_one(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, attend: Callable[..., Tensor]

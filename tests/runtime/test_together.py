@@ -8,7 +8,7 @@ import torch
 from kvtuner_core.domain.policy import KVPolicy, LayerPrecision
 from kvtuner_core.domain.precision import PrecisionPair, candidate_pairs
 from kvtuner_core.domain.scheme import QuantScheme, Rotation
-from kvtuner_core.runtime import footprint, session
+from kvtuner_core.runtime import attending, footprint, session
 from kvtuner_core.runtime.attending import joined, plain_attention
 from kvtuner_core.runtime.bank import Storage
 from kvtuner_core.runtime.profiling import profile_layer
@@ -34,28 +34,35 @@ def _without_time(scores):
     return [replace(score, seconds=0.0) for score in scores]
 
 
-def _batched(monkeypatch, rows, *, gathered):
+def _batched(monkeypatch, rows, *, way):
     monkeypatch.setattr(footprint, "_pass_rows", lambda *_: rows)
-    monkeypatch.setitem(footprint.GATHERED_BYTES, "cpu", 1 << 30 if gathered else 0)
+    monkeypatch.setitem(footprint.GATHERED_BYTES, "cpu", 1 << 30 if way == "gathered" else 0)
+    monkeypatch.setitem(attending.SPLIT_SLOTS, "cpu", 4 if way == "split" else 1 << 60)
 
 
-@pytest.mark.parametrize("gathered", [True, False])
+@pytest.mark.parametrize("way", ["gathered", "split", "one by one"])
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES.keys())
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox", "gemma2"])
-def test_policies_that_share_a_pass_score_as_each_alone(monkeypatch, family, scheme, gathered):
+def test_policies_that_share_a_pass_score_as_each_alone(monkeypatch, family, scheme, way):
     spec = make_spec(scheme)
     loaded = make_loaded(tiny_model(family))
     alone = Session(loaded, spec)
     policies = _policies(scheme, alone.layers[0].kv_heads)
     expected = [alone.score(policy) for policy in policies]
-    _batched(monkeypatch, 4 * 3 * 17, gathered=gathered)
+    _batched(monkeypatch, 4 * 3 * 17, way=way)
     shared = Session(loaded, spec)
     assert shared.together == 4
     found = shared.score_many(policies)
     assert found[2].kl.mean == 0
+    assert all(one.kl.mean > 0 for index, one in enumerate(found) if index != 2)
     for one, other in zip(found, expected, strict=True):
-        assert one.kl_per_prompt == pytest.approx(other.kl_per_prompt, rel=1e-9, abs=1e-15)
-        assert one.nll_change == pytest.approx(other.nll_change, rel=1e-9, abs=1e-12)
+        # The parts of a split attention are computed in float32.
+        close = {"rel": 2e-3, "abs": 1e-5} if way == "split" else {"rel": 1e-9, "abs": 1e-12}
+        assert one.kl_per_prompt == pytest.approx(other.kl_per_prompt, **close)
+        assert one.nll_change == pytest.approx(other.nll_change, **close)
+    if way == "split":
+        # On a CPU the rounding of small float32 products depends on where they lie in memory.
+        return
     # Company, place and padding do not matter at all.
     again = [*shared.score_many(policies[::-1])[::-1], *shared.score_many(policies[:1])]
     assert _without_time(again) == _without_time([*found, found[0]])
@@ -66,7 +73,7 @@ def test_isolated_errors_do_not_depend_on_the_pairs_measured_with_them(monkeypat
     loaded = make_loaded(tiny_model("llama"))
     pairs = candidate_pairs((8, 4, 2))
     expected = profile_layer(Session(loaded, spec), 1, pairs)
-    _batched(monkeypatch, 4 * 3 * 17, gathered=True)
+    _batched(monkeypatch, 4 * 3 * 17, way="gathered")
     shared = Session(loaded, spec)
     together = profile_layer(shared, 1, pairs)
     assert [profile_layer(shared, 1, [pair])[0] for pair in pairs] == list(together)
@@ -124,6 +131,6 @@ def test_layers_of_a_policy_may_be_full_in_front(monkeypatch):
     ]
     alone = Session(loaded, make_spec(scheme))
     expected = [alone.score(policy).kl.mean for policy in policies]
-    _batched(monkeypatch, 4 * 3 * 17, gathered=True)
+    _batched(monkeypatch, 4 * 3 * 17, way="gathered")
     found = [score.kl.mean for score in Session(loaded, make_spec(scheme)).score_many(policies)]
     assert found == pytest.approx(expected, rel=1e-9)

@@ -1,4 +1,5 @@
 import dataclasses
+import random
 import threading
 
 import pytest
@@ -187,9 +188,22 @@ def test_the_bundled_model_shows_the_published_order_and_decodes_as_it_is_scored
     kl = {name: runtime.run(ScoreTask(evaluation=spec, policy=policy)).kl.mean for name, policy in policies.items()}
     assert list(kl.values()) == sorted(kl.values())
     assert kl["KV8"] < 0.01
+    _assert_decodes_as_scored(runtime, spec, policies["K2V4"])
+    draw = random.Random(3)
+    for scheme in (
+        spec.scheme,
+        QuantScheme.per_token(group_size=32, residual_length=21, sink_length=5, symmetric=True),
+    ):
+        pairs = [draw.choice(candidate_pairs((16, 8, 4, 3, 2))) for _ in range(30)]
+        policy = KVPolicy.from_pairs(pairs, scheme=scheme)
+        _assert_decodes_as_scored(runtime, dataclasses.replace(spec, scheme=scheme), policy)
+
+
+def _assert_decodes_as_scored(runtime, spec, policy):
+    score = runtime.run(ScoreTask(evaluation=spec, policy=policy))
     session = runtime._session(spec)
     (prompt,) = session.prompts
     model = session.loaded.model
     full = decoded_logits(model, prompt, KVPolicy.uniform("KV16", layers=30, scheme=spec.scheme)).log_softmax(-1)
-    moved = decoded_logits(model, prompt, policies["K2V4"]).log_softmax(-1)
-    assert (full.exp() * (full - moved)).sum(-1).mean().item() == pytest.approx(kl["K2V4"], rel=0.05)
+    moved = decoded_logits(model, prompt, policy).log_softmax(-1)
+    assert (full.exp() * (full - moved)).sum(-1).mean().item() == pytest.approx(score.kl.mean, rel=0.05)
