@@ -13,6 +13,7 @@ KINDS = {
     "all": "All",
     RunKind.SEARCH.value: "Searches",
     RunKind.SWEEP.value: "Sweeps",
+    RunKind.EVALUATION.value: "Kinds of text",
     RunKind.GENERATION.value: "Generations",
 }
 
@@ -102,7 +103,7 @@ def main() -> None:
     queue()
     records = results.list_runs(workspace())
     if not records:
-        stored.empty("No runs yet", "A run is a sweep, a search or a generation, kept with what it found.")
+        stored.empty("No runs yet", "A run is a sweep, search, evaluation or generation, kept with what it found.")
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):
         kind = address.switch("Kind", KINDS, name="kind", page="runs")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from kvtuner_core import __version__
-from kvtuner_core.cli import policies, running, solvers, stored, studies
+from kvtuner_core.cli import policies, running, solvers, stored, studies, tasks
 from kvtuner_core.cli.options import Parser
 from kvtuner_core.cli.output import Output
 from kvtuner_core.errors import InputError, KVTunerError
@@ -33,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     solvers.add_commands(commands)
     policies.add_commands(commands)
     running.add_commands(commands)
+    tasks.add_commands(commands)
     return parser
 
 

@@ -4,49 +4,30 @@ import argparse
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 
-from kvtuner_core.cli import documents
-from kvtuner_core.cli.options import (
-    Parser,
-    add_common,
-    add_cut,
-    add_model,
-    add_scheme,
-    model_spec,
-    open_lightly,
-    open_workspace,
-    scheme,
-)
+from kvtuner_core.cli import documents, tasks
+from kvtuner_core.cli.choosing import add_policy, policy_choice
+from kvtuner_core.cli.options import Parser, add_common, add_cut, model_spec, open_lightly, open_workspace
 from kvtuner_core.cli.output import Output
 from kvtuner_core.domain.runs import Progress
 from kvtuner_core.domain.scheme import PrefillMode
 from kvtuner_core.domain.tasks import GenerateTask, Generation, TokenEvent
-from kvtuner_core.errors import PolicyError
 from kvtuner_core.services.evaluating import Evaluation, EvaluationRequest, evaluate
 from kvtuner_core.services.generating import check_generation, generate
 from kvtuner_core.services.models import ensure_report
-from kvtuner_core.services.policies import Match, PolicyChoice, choose_policy
+from kvtuner_core.services.policies import Match, PolicyChoice
 from kvtuner_core.services.workspace import Workspace
-
-_REFINEMENTS = (
-    ("group_size", None, "group_size"),
-    ("residual", None, "residual_length"),
-    ("symmetric", False, "symmetric"),
-    ("sinks", 0, "sink_length"),
-    ("residual_share", 0.0, "residual_share"),
-    ("rotation", "none", "rotation"),
-)
-"""Options of a scheme, what they are where nobody gave them, and the fields that they set."""
 
 
 def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
     """Add both commands' arguments."""
     parser = commands.add_parser("evaluate", help="measure one policy on one prompt set")
-    _add_policy(parser)
+    add_policy(parser)
     add_cut(parser, prompts="evaluation", limit=None, suffix=128)
+    tasks.add_task(parser)
     add_common(parser)
     parser.set_defaults(command=run_evaluate)
     parser = commands.add_parser("generate", help="generate text from the really quantised cache")
-    _add_policy(parser)
+    add_policy(parser)
     parser.add_argument("--prompt", required=True, metavar="TEXT")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
@@ -59,38 +40,14 @@ def add_commands(commands: "argparse._SubParsersAction[Parser]") -> None:
     parser.set_defaults(command=run_generate)
 
 
-def _add_policy(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--policy", required=True, metavar="P", help="a policy file, a uniform name such as K4V2, or full"
-    )
-    parser.add_argument(
-        "--match",
-        choices=[str(rule) for rule in Match],
-        default="weights",
-        help="refuse other weights than the policy's, or only other cache shapes",
-    )
-    add_model(parser)
-    add_scheme(parser, default=None)
-
-
-def _policy_choice(args: argparse.Namespace) -> PolicyChoice:
-    """The policy asked for; what refines a scheme is for uniform names and may not contradict a file."""
-    choice = choose_policy(args.policy, None if args.scheme is None else scheme(args))
-    if choice.document is None:
-        return replace(choice, scheme=scheme(args))
-    own = choice.document.policy.scheme
-    for option, default, name in _REFINEMENTS:
-        given = getattr(args, option)
-        if given != default and given != getattr(own, name):
-            raise PolicyError(f"A policy file has its own {name} ({getattr(own, name)}); got {given}. Leave it out.")
-    return choice
-
-
 def run_evaluate(args: argparse.Namespace, out: Output) -> None:
-    """Evaluate a policy."""
+    """Evaluate a policy, on prompts or on a task."""
+    if args.task is not None:
+        tasks.run_task(args, out, policy_choice(args))
+        return
     request = EvaluationRequest(
         model=model_spec(args),
-        policy=_policy_choice(args),
+        policy=policy_choice(args),
         prompts=args.prompts,
         limit=args.limit,
         prefix_tokens=args.prefix_tokens,
@@ -144,7 +101,7 @@ def run_generate(args: argparse.Namespace, out: Output) -> None:
         prefill=PrefillMode(args.prefill),
     )
     check_generation(task)
-    request = _Request(choice=_policy_choice(args), match=Match(args.match), task=task)
+    request = _Request(choice=policy_choice(args), match=Match(args.match), task=task)
     with open_lightly(args) as ws:
         steps = _steps(ws, request)
         result = out.follow(steps) if out.as_json else _stream(steps, out)

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from kvtuner_core.cli import documents
+from kvtuner_core.cli import answers, documents, tasks
 from kvtuner_core.cli.options import Parser, add_common, add_sweep, open_workspace, sweep_spec
 from kvtuner_core.cli.output import Output, table
 from kvtuner_core.domain.objective import Objective
@@ -65,6 +65,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--evaluation-limit", type=int, default=spec.evaluation_limit, metavar="N")
     group.add_argument("--evaluation-suffix-tokens", type=int, default=spec.evaluation_suffix_tokens, metavar="S")
+    tasks.add_search_kinds(group)
     group.add_argument(
         "--demo", type=Path, metavar="FILE", help="also write the result as a study that ships with the project"
     )
@@ -124,13 +125,14 @@ def run_search(args: argparse.Namespace, out: Output) -> None:
     record = search_record(spec)
     with open_workspace(args) as ws:
         result = out.follow(run_here(ws, record, lambda run, cancelled: search(ws, spec, cancelled, run=run)))
+        kinds = tasks.kinds_of_search(ws, result, args, out)
     if args.demo is not None:
         shipped = replace(result, run=DEMO_RUN, shipped=True)
         write_atomically(args.demo, to_json(shipped).encode() + b"\n")
     if out.as_json:
-        out.document(documents.search(result))
+        out.document(documents.search(result) | ({"kinds": answers.kinds(*kinds)} if kinds else {}))
     else:
-        out.text(_search_text(result))
+        out.text("\n\n".join([_search_text(result), *([tasks.kinds_text(*kinds)] if kinds else [])]))
 
 
 def _sweep_text(result: SweepResult, run: str) -> str:

@@ -18,11 +18,11 @@ from kvtuner_core.domain.ports import Emit
 from kvtuner_core.domain.tasks import (
     Answer,
     GenerateTask,
-    InspectTask,
     MeasureTask,
     ModelReport,
     Task,
     WorkerInfo,
+    model_of,
 )
 from kvtuner_core.errors import CancelledError, ComputeError, KVTunerError
 
@@ -86,7 +86,7 @@ class DaskCompute:
             KVTunerError: What the task raised, unchanged.
         """
         connection = self._connected()
-        model = task.model if isinstance(task, InspectTask | GenerateTask) else task.evaluation.model
+        model = model_of(task)
         home = self._take_home(model)
         pending = None
         try:

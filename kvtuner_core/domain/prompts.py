@@ -20,6 +20,15 @@ class PromptRole(StrEnum):
     USER = "user"
 
 
+class PromptKind(StrEnum):
+    """What a text is, as far as it matters to a cache."""
+
+    PROSE = "prose"
+    MATHS = "maths"
+    CHAT = "chat"
+    RETRIEVAL = "retrieval"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """One text, or a prompt with the completion to score.

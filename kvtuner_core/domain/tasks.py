@@ -11,6 +11,7 @@ from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.prompts import PromptSet
 from kvtuner_core.domain.provenance import Provenance
+from kvtuner_core.domain.questions import Question, Reply
 from kvtuner_core.domain.scheme import PrefillMode, QuantScheme
 
 
@@ -114,6 +115,36 @@ class GenerateTask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AskTask:
+    """Ask one question through the packed cache; answer a `Reply`.
+
+    Attributes:
+        model: Which model.
+        policy: How the cache is stored, or ``None`` for the model's own full-precision cache.
+        question: What is asked.
+    """
+
+    model: ModelSpec
+    policy: KVPolicy | None
+    question: Question
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountTask:
+    """Count the tokens of texts, without special ones; answer `TokenCounts`."""
+
+    model: ModelSpec
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenCounts:
+    """Tokens of each text, in order."""
+
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenEvent:
     """One generated token: its id and the text it adds (may be empty inside a character)."""
 
@@ -168,5 +199,12 @@ class WorkerInfo:
 MeasureTask = ProfileTask | ScoreTask | ScoreManyTask
 """Work whose answer does not depend on what else is measured, nor on which worker does it."""
 
-Task = InspectTask | GenerateTask | MeasureTask
-Answer = ModelReport | tuple[ErrorProfile, ...] | PolicyScore | tuple[PolicyScore, ...] | Generation
+Task = InspectTask | GenerateTask | AskTask | CountTask | MeasureTask
+Answer = (
+    ModelReport | tuple[ErrorProfile, ...] | PolicyScore | tuple[PolicyScore, ...] | Generation | Reply | TokenCounts
+)
+
+
+def model_of(task: Task) -> ModelSpec:
+    """The model that a task needs."""
+    return task.evaluation.model if isinstance(task, MeasureTask) else task.model

@@ -12,7 +12,7 @@ from kvtuner_core.domain.memory import cache_bytes, check_layers
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.ports import Emit
 from kvtuner_core.domain.precision import FULL_PAIR
-from kvtuner_core.domain.scheme import QuantScheme
+from kvtuner_core.domain.scheme import PrefillMode, QuantScheme
 from kvtuner_core.domain.tasks import GenerateTask, Generation, TokenEvent
 from kvtuner_core.errors import InputError
 from kvtuner_core.runtime.cache import QuantizedKVCache
@@ -40,7 +40,7 @@ def generate(
         PolicyError: If the policy does not fit the model.
     """
     ids = _prompt_ids(loaded, task)
-    cache = _new_cache(loaded, task, max_tokens=len(ids) + task.max_new_tokens)
+    cache = new_cache(loaded, task.policy, prefill=task.prefill, max_tokens=len(ids) + task.max_new_tokens)
     text = _Detokeniser(loaded.tokenizer)
     started = time.perf_counter()
     with torch.inference_mode():
@@ -50,7 +50,7 @@ def generate(
         _synchronise(loaded.device)
         prefill = time.perf_counter() - started
         started = time.perf_counter()
-        ends = _end_tokens(loaded)
+        ends = end_tokens(loaded)
         tokens: list[int] = []
         while token not in ends and len(tokens) < task.max_new_tokens and not (cancelled and cancelled()):
             tokens.append(token)
@@ -106,14 +106,26 @@ def _prompt_ids(loaded: LoadedModel, task: GenerateTask) -> list[int]:
     return ids
 
 
-def _new_cache(loaded: LoadedModel, task: GenerateTask, *, max_tokens: int) -> Cache:
-    policy = task.policy
+def new_cache(
+    loaded: LoadedModel, policy: KVPolicy | None, *, max_tokens: int, prefill: PrefillMode = PrefillMode.FULL
+) -> Cache:
+    """An empty cache that stores as ``policy`` says, or as the model itself does for ``None``.
+
+    Args:
+        loaded: The model.
+        policy: The bits of each layer, or ``None`` for full precision.
+        max_tokens: Tokens of a sequence to make room for at once.
+        prefill: What prompt tokens attend to.
+
+    Raises:
+        PolicyError: If the policy does not fit the model.
+    """
     if policy is None:
         if chosen_kernels(loaded.device) is Kernels.REFERENCE:
             return DynamicCache(config=loaded.model.config)
         policy = KVPolicy.uniform(FULL_PAIR, layers=len(loaded.info.layers), scheme=QuantScheme.per_token())
     check_layers(policy, loaded.info.layers)
-    return QuantizedKVCache(policy, loaded.model, prefill=task.prefill, max_tokens=max_tokens)
+    return QuantizedKVCache(policy, loaded.model, prefill=prefill, max_tokens=max_tokens)
 
 
 class _Choice:
@@ -170,7 +182,8 @@ class _Detokeniser:
         )
 
 
-def _end_tokens(loaded: LoadedModel) -> frozenset[int]:
+def end_tokens(loaded: LoadedModel) -> frozenset[int]:
+    """Token ids after which the model says no more."""
     ends: set[int] = set()
     config = getattr(loaded.model, "generation_config", None)
     for value in (getattr(config, "eos_token_id", None), loaded.tokenizer.eos_token_id):

@@ -13,6 +13,8 @@ from kvtuner_core.domain.model import ModelSpec
 from kvtuner_core.domain.ports import Emit
 from kvtuner_core.domain.tasks import (
     Answer,
+    AskTask,
+    CountTask,
     EvaluationSpec,
     GenerateTask,
     InspectTask,
@@ -23,6 +25,7 @@ from kvtuner_core.domain.tasks import (
     Task,
 )
 from kvtuner_core.errors import CancelledError, ComputeError, InputError
+from kvtuner_core.runtime.asking import ask, count_tokens
 from kvtuner_core.runtime.generation import generate
 from kvtuner_core.runtime.loading import LoadedModel, load, quiet
 from kvtuner_core.runtime.profiling import LayerProfiler
@@ -82,16 +85,27 @@ class Runtime:
                 return self._inspect(task.model)
             case ProfileTask():
                 return self._layer(self._session(task.evaluation), task.layer).profile(task.pairs)
-            case ScoreTask():
-                if task.policy.scheme != task.evaluation.scheme:
-                    raise InputError("A policy is scored under its own scheme; the evaluation names another.")
-                return self._session(task.evaluation).score(task.policy, seed=task.evaluation.seed)
-            case ScoreManyTask():
-                if any(policy.scheme != task.evaluation.scheme for policy in task.policies):
-                    raise InputError("Policies are scored under their own scheme; the evaluation names another.")
-                return self._session(task.evaluation).score_many(task.policies, seed=task.evaluation.seed)
+            case ScoreTask() | ScoreManyTask():
+                return self._score(task)
             case GenerateTask():
                 return generate(self._model(task.model), task, emit=emit, cancelled=cancelled)
+            case AskTask() | CountTask():
+                return self._question(task, cancelled)
+
+    def _score(self, task: ScoreTask | ScoreManyTask) -> Answer:
+        policies = (task.policy,) if isinstance(task, ScoreTask) else task.policies
+        if any(policy.scheme != task.evaluation.scheme for policy in policies):
+            raise InputError("A policy is scored under its own scheme; the evaluation names another.")
+        session = self._session(task.evaluation)
+        if isinstance(task, ScoreTask):
+            return session.score(task.policy, seed=task.evaluation.seed)
+        return session.score_many(task.policies, seed=task.evaluation.seed)
+
+    def _question(self, task: AskTask | CountTask, cancelled: Callable[[], bool] | None) -> Answer:
+        loaded = self._model(task.model)
+        if isinstance(task, CountTask):
+            return count_tokens(loaded, task.texts)
+        return ask(loaded, task, cancelled=cancelled)
 
     def _inspect(self, spec: ModelSpec) -> ModelReport:
         loaded = self._model(spec)

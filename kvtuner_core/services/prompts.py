@@ -1,10 +1,10 @@
 """Prompt sets: shipped ones, local files, and uploads."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
-from kvtuner_core.domain.prompts import Prompt, PromptRole, PromptSet
+from kvtuner_core.domain.prompts import Prompt, PromptKind, PromptRole, PromptSet
 from kvtuner_core.errors import PromptError
 from kvtuner_core.services.files import read_limited
 from kvtuner_core.services.prompt_files import MAX_BYTES, SUFFIXES, read_prompts
@@ -29,6 +29,7 @@ class PromptSetInfo:
         characters: Characters of all of them, completions included.
         origin: Where the text comes from.
         licence: Under which terms.
+        kind: What its texts are, where they are all of one kind.
     """
 
     reference: str
@@ -38,12 +39,16 @@ class PromptSetInfo:
     characters: int
     origin: str
     licence: str
+    kind: PromptKind | None = None
 
 
 def list_prompt_sets(ws: Workspace) -> tuple[PromptSetInfo, ...]:
     """The shipped sets and the uploads, in this order."""
     shipped = [
-        _info(name, name, _shipped_set(name), origin=entry["origin"], licence=entry["licence"])
+        replace(
+            _info(name, name, _shipped_set(name), origin=entry["origin"], licence=entry["licence"]),
+            kind=PromptKind(entry["kind"]) if "kind" in entry else None,
+        )
         for name, entry in _index().items()
     ]
     uploads = [
@@ -78,6 +83,18 @@ def resolve_prompts(ws: Workspace, reference: str, *, limit: int | None = None) 
     if reference in _index():
         return _shipped_set(reference).first(limit)
     return _local_set(ws, reference).first(limit)
+
+
+def shipped_of_kind(kind: PromptKind) -> PromptSet:
+    """The shipped evaluation set whose texts are all of one kind.
+
+    Raises:
+        PromptError: If none is shipped.
+    """
+    for name, entry in _index().items():
+        if entry.get("kind") == kind:
+            return _shipped_set(name)
+    raise PromptError(f"A prompt set of kind {kind} must be shipped in {PROMPT_FOLDER.name}; there is none.")
 
 
 def add_upload(ws: Workspace, filename: str, data: bytes) -> PromptSetInfo:

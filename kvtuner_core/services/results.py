@@ -55,7 +55,7 @@ def demo_record() -> RunRecord | None:
 
 def list_runs(ws: Workspace) -> tuple[RunRecord, ...]:
     """Stored runs, newest first, then the demo study; work without a result of its own is left out."""
-    stored = ws.store.runs(kinds=(RunKind.SWEEP, RunKind.SEARCH, RunKind.GENERATION))
+    stored = ws.store.runs(kinds=(RunKind.SWEEP, RunKind.SEARCH, RunKind.EVALUATION, RunKind.GENERATION))
     demo = demo_record()
     return stored if demo is None else (*stored, demo)
 

@@ -1,8 +1,10 @@
 """Studies as runs: queue a sweep or a search, resume it, cancel it."""
 
+from kvtuner_core.domain.kinds import KindsSpec
 from kvtuner_core.domain.runs import RunKind, RunRecord
 from kvtuner_core.domain.study import SearchSpec, SweepSpec
 from kvtuner_core.errors import InputError
+from kvtuner_core.services.kinds import measure_kinds
 from kvtuner_core.services.planning import Plan, plan_search, plan_sweep
 from kvtuner_core.services.requests import calibration_session, check_search, check_sweep, evaluation_session
 from kvtuner_core.services.results import find_run
@@ -63,7 +65,7 @@ def start_search(ws: Workspace, spec: SearchSpec) -> str:
 
 
 def resume(ws: Workspace, run: str) -> str:
-    """Queue a stopped sweep or search again; it goes on from what is stored. Returns the run's id.
+    """Queue a stopped sweep, search or evaluation again; it goes on from what is stored. Returns the run's id.
 
     Raises:
         InputError: If there is no such run, it is at work, or it cannot be resumed.
@@ -81,7 +83,10 @@ def _body(ws: Workspace, kind: RunKind, text: str) -> Body:
     if kind is RunKind.SEARCH:
         searched = from_json(SearchSpec, text)
         return lambda run, cancelled: search(ws, searched, cancelled, run=run)
-    raise InputError(f"Only a sweep or a search can be resumed; got a run of kind {kind}. Start it anew.")
+    if kind is RunKind.EVALUATION:
+        kinds = from_json(KindsSpec, text)
+        return lambda run, cancelled: measure_kinds(ws, kinds, cancelled, run=run)
+    raise InputError(f"Only a sweep, search or evaluation can be resumed; got a run of kind {kind}. Start it anew.")
 
 
 def cancel(ws: Workspace, run: str) -> None:

@@ -10,11 +10,12 @@ from kvtuner_core.services.workspace import Workspace
 from kvtuner_core.tuning.checks import Check, Overfit, distinguishable, health_checks, overfit
 from kvtuner_core.tuning.comparison import SolverRow, compare, is_comparable
 from kvtuner_core.tuning.front import REFERENCE_BITS, REFERENCE_KL
+from kvtuner_core.tuning.kinds import kind_checks
 from kvtuner_core.tuning.prediction import Prediction, Regret, group_regret, prediction, regret
 
 __all__ = [
     "REFERENCE_BITS", "REFERENCE_KL", "Check", "Overfit", "Prediction", "Regret", "SolverRow", "alike", "checks",
-    "comparable", "differ", "group_regret", "overfit", "prediction", "regret", "solvers",
+    "comparable", "differ", "group_regret", "kind_checks", "overfit", "prediction", "regret", "solvers",
 ]  # fmt: skip
 
 _MOST_COMPARED = 24

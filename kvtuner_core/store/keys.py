@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from kvtuner_core.domain.metrics import METRIC_VERSION
 from kvtuner_core.domain.policy import KVPolicy, LayerPrecision
 from kvtuner_core.domain.precision import PrecisionPair
+from kvtuner_core.domain.questions import QUESTION_VERSION, Question
 from kvtuner_core.domain.scheme import QuantScheme, Rotation
 from kvtuner_core.domain.tasks import EvaluationSpec, ModelReport
 
@@ -113,6 +114,23 @@ class SessionIdentity:
             "prefix_tokens": self.prefix_tokens,
             "suffix_tokens": self.suffix_tokens,
         }
+
+
+def reply_identity(report: ModelReport, question: Question, policy: KVPolicy | None) -> Identity:
+    """What one policy's reply to one question depends on; no policy and an unquantised one are the same."""
+    full = policy is None or policy.is_full
+    return Identity.of(
+        {
+            "kind": "reply",
+            "question_version": QUESTION_VERSION,
+            "fingerprint": report.info.fingerprint,
+            "device_type": report.provenance.device_type,
+            "dtype": report.provenance.dtype,
+            "question": question.digest,
+            "scheme": None if policy is None or full else _scheme(policy.scheme),
+            "layers": None if policy is None or full else [_layer(layer) for layer in policy.layers],
+        }
+    )
 
 
 def _scheme(scheme: QuantScheme) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Scores and profiles under their content addresses."""
+"""Scores, profiles and replies under their content addresses."""
 
 import math
 from collections.abc import Iterable
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from kvtuner_core.domain.metrics import ErrorProfile, Interval, Measured, PolicyScore
 from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.provenance import Provenance
+from kvtuner_core.domain.questions import Reply
 from kvtuner_core.errors import StoreError
 from kvtuner_core.store.codec import from_json, to_json
 from kvtuner_core.store.database import Database, Row
@@ -16,6 +17,7 @@ _SCORE = (
     "kl, kl_low, kl_high, top1_agreement, nll_change, kl_per_prompt, tokens_per_prompt, cache_bytes, seconds, others"
 )
 _PROFILE = "layer, pair, key_error, value_error, score_error, output_error, kl"
+_REPLY = "correct, nll, given, prompt_tokens, seconds"
 _PROVENANCE = "created, device, device_type, dtype, versions"
 
 
@@ -27,7 +29,7 @@ class _Others:
 
 
 class Measurements:
-    """The tables ``scores`` and ``profiles``.
+    """The tables ``scores``, ``profiles`` and ``replies``.
 
     Putting the same identity twice keeps the first numbers: both measure the same thing. Only the
     objectives beside the mean KL are taken from the later score, for older scores have fewer.
@@ -78,6 +80,25 @@ class Measurements:
     def count_profiles(self, keys: Iterable[str]) -> int:
         """How many of ``keys`` are stored; a key given twice counts once."""
         return self._count("profiles", keys)
+
+    def get_reply(self, key: str) -> Reply | None:
+        """The reply stored under ``key``, or ``None``."""
+        rows = self._database.rows(f"SELECT {_REPLY} FROM replies WHERE key = ?", [key])  # noqa: S608 - a constant
+        return Reply(**dict(zip(_REPLY.split(", "), rows[0], strict=True))) if rows else None
+
+    def put_reply(self, identity: Identity, reply: Reply, provenance: Provenance) -> None:
+        """Keep a reply; it is on disk when this returns.
+
+        Raises:
+            StoreError: If its likelihood is NaN.
+        """
+        _check_numbers("reply", (reply.nll,))
+        values = [reply.correct, reply.nll, reply.given, reply.prompt_tokens, reply.seconds]
+        self._put("replies", identity, [*values, *_provenance_values(provenance)])
+
+    def count_replies(self, keys: Iterable[str]) -> int:
+        """How many of ``keys`` are stored; a key given twice counts once."""
+        return self._count("replies", keys)
 
     def get_provenance(self, key: str) -> Provenance | None:
         """Where and when the score or profile under ``key`` was measured, or ``None``."""

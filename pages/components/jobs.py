@@ -130,7 +130,7 @@ def _stage(progress: Progress) -> str:
 
 def is_resumable(record: RunRecord) -> bool:
     """Whether a run stopped before its end and can go on; a generation is started anew."""
-    return record.status in RESUMABLE and record.kind in (RunKind.SWEEP, RunKind.SEARCH)
+    return record.status in RESUMABLE and record.kind in (RunKind.SWEEP, RunKind.SEARCH, RunKind.EVALUATION)
 
 
 def _buttons(record: RunRecord, *, stopping: bool) -> None:

@@ -3,9 +3,9 @@ from itertools import combinations
 
 import pytest
 
-from kvtuner_core.domain.prompts import PromptRole
+from kvtuner_core.domain.prompts import PromptKind, PromptRole
 from kvtuner_core.errors import InputError, PromptError
-from kvtuner_core.services.prompts import PROMPT_FOLDER, add_upload, list_prompt_sets, resolve_prompts
+from kvtuner_core.services.prompts import PROMPT_FOLDER, add_upload, list_prompt_sets, resolve_prompts, shipped_of_kind
 
 
 def _rows(name):
@@ -17,7 +17,7 @@ def _sources(name):
 
 
 def test_the_shipped_sets_are_listed_with_origin_and_licence(ws):
-    calibration, evaluation = list_prompt_sets(ws)
+    calibration, evaluation, *kinds = list_prompt_sets(ws)
     assert (calibration.reference, calibration.role) == ("calibration", PromptRole.CALIBRATION)
     assert (evaluation.reference, evaluation.role) == ("evaluation", PromptRole.EVALUATION)
     for info in (calibration, evaluation):
@@ -25,6 +25,14 @@ def test_the_shipped_sets_are_listed_with_origin_and_licence(ws):
         assert info.origin
         assert info.licence
         assert info.characters > 100_000
+        assert info.kind is None
+    assert [info.kind for info in kinds] == list(PromptKind)
+    for info in kinds:
+        assert info.role is PromptRole.EVALUATION
+        assert info.count >= 12
+        assert info.origin
+        assert info.licence
+        assert shipped_of_kind(info.kind).name == info.reference
 
 
 def test_no_item_and_no_book_is_in_both_sets_or_twice():
@@ -40,17 +48,8 @@ def test_no_item_and_no_book_is_in_both_sets_or_twice():
     assert {source.split("/")[1] for source in evaluation if "gsm8k" in source} == {"test"}
 
 
-def test_no_stretch_of_text_is_in_both_sets():
-    def stretches(name):
-        texts = (row.get("text") or row["prompt"] + row["completion"] for row in _rows(name))
-        # Shorter ones are stock phrases, such as "Substituting the first equation into the second equation, we get".
-        return {text[i : i + 80] for text in texts for i in range(len(text) - 80)}
-
-    assert not stretches("calibration") & stretches("evaluation")
-
-
 def test_passages_of_one_book_do_not_overlap():
-    texts = [row["text"] for name in ("calibration", "evaluation") for row in _rows(name) if "text" in row]
+    texts = [row["text"] for name in ("calibration", "evaluation", "prose") for row in _rows(name) if "text" in row]
     for one, other in combinations(texts, 2):
         assert one[:200] not in other
         assert other[:200] not in one
@@ -72,7 +71,14 @@ def test_every_text_is_long_enough_for_the_bundled_model(ws):
 
     path = bundled_model_path()
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    for prompt in (*resolve_prompts(ws, "calibration").prompts, *resolve_prompts(ws, "evaluation").prompts):
+    for name in ("calibration", "evaluation", "prose", "maths"):
+        _check_length(tokenizer, resolve_prompts(ws, name).prompts)
+    for name in ("chat", "retrieval"):
+        assert all(len(tokenizer(prompt.text).input_ids) >= 100 for prompt in resolve_prompts(ws, name).prompts)
+
+
+def _check_length(tokenizer, prompts):
+    for prompt in prompts:
         assert len(tokenizer(prompt.text).input_ids) >= 512 + (0 if prompt.completion else 128)
         if prompt.completion:
             assert len(tokenizer(prompt.completion).input_ids) >= 100
@@ -84,7 +90,7 @@ def test_limits_are_checked(ws):
 
 
 def test_an_unknown_name_lists_the_shipped_ones(ws):
-    with pytest.raises(PromptError, match=r"calibration, evaluation, or a .jsonl or .txt file; got 'nothing'"):
+    with pytest.raises(PromptError, match=r"evaluation, .*retrieval, or a .jsonl or .txt file; got 'nothing'"):
         resolve_prompts(ws, "nothing")
 
 
@@ -117,7 +123,7 @@ def test_uploads_are_kept_once_and_found_again(ws):
     info = add_upload(ws, r"C:\texts\mine.txt", b"some text\n---\nmore")
     assert (info.name, info.count, info.role) == ("mine.txt", 2, PromptRole.USER)
     assert add_upload(ws, "mine.txt", b"some text\n---\nmore").reference == info.reference
-    assert list_prompt_sets(ws)[2:] == (info,)
+    assert list_prompt_sets(ws)[-1] == info
     assert resolve_prompts(ws, info.reference, limit=1).prompts[0].text == "some text"
 
 

@@ -8,10 +8,13 @@ from kvtuner_core.domain.metrics import Interval, Measured
 from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.precision import PrecisionPair
+from kvtuner_core.domain.questions import Question, Reply, TaskKind
 from kvtuner_core.domain.scheme import QuantScheme
+from kvtuner_core.domain.tasks import ModelReport
 from kvtuner_core.errors import StoreError
-from kvtuner_core.store import Store
+from kvtuner_core.store import Store, reply_identity
 from tests.fakes.measurements import PROVENANCE, profile, score, session
+from tests.fakes.studies import model_info
 
 POLICIES = [KVPolicy.uniform(name, layers=2, scheme=QuantScheme.per_token()) for name in ("KV8", "KV4", "KV2")]
 SCORES = [session().score(policy) for policy in POLICIES]
@@ -110,3 +113,44 @@ def test_threads_that_put_the_same_keys_do_not_conflict(store):
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+REPORT = ModelReport(info=model_info(2), provenance=PROVENANCE, free_bytes=1, total_bytes=2)
+QUESTION = Question(kind=TaskKind.RECALL, prompt="amber fox: 31\n\namber fox:", answer=" 31")
+
+
+@pytest.mark.parametrize("nll", [0.25, math.inf])
+def test_a_reply_comes_back_bit_for_bit(store, nll):
+    reply = Reply(correct=True, nll=nll, given=" 31\n\0 \N{SNOWMAN}", prompt_tokens=12, seconds=0.5)
+    identity = reply_identity(REPORT, QUESTION, POLICIES[1])
+    store.put_reply(identity, reply, PROVENANCE)
+    assert store.get_reply(identity.key) == reply
+    assert store.get_reply(reply_identity(REPORT, QUESTION, POLICIES[2]).key) is None
+    assert store.count_replies([identity.key, identity.key, "other"]) == 1
+
+
+def test_a_reply_without_a_likelihood_is_refused(store):
+    reply = Reply(correct=False, nll=math.nan, given="", prompt_tokens=12, seconds=0.5)
+    with pytest.raises(StoreError, match="nan"):
+        store.put_reply(reply_identity(REPORT, QUESTION, None), reply, PROVENANCE)
+
+
+def test_what_changes_a_reply_changes_its_key():
+    def key(policy=POLICIES[0], **changes):
+        return reply_identity(REPORT, replace(QUESTION, **changes), policy).key
+
+    others = [key(POLICIES[1]), key(None), *(key(**change) for change in QUESTION_CHANGES)]
+    assert len({key(), *others}) == len(others) + 1
+    full = KVPolicy.uniform("KV16", layers=2, scheme=QuantScheme.kivi())
+    assert key(full) == key(None), "Nothing is quantised either way."
+
+
+QUESTION_CHANGES = (
+    {"prompt": "other"},
+    {"answer": " 32"},
+    {"kind": TaskKind.EXACT_MATCH},
+    {"solution": " 31."},
+    {"max_new_tokens": 9},
+    {"stop": "\n"},
+    {"choices": (" 31", " 32")},
+)
