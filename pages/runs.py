@@ -4,7 +4,7 @@ import streamlit as st
 
 from kvtuner_core.domain.runs import RunKind, RunRecord, RunStatus
 from kvtuner_core.services import results
-from pages.components import address, charts, failures, frame, jobs, stored
+from pages.components import address, charts, failures, frame, jobs, kinds, stored
 from pages.components.wording import count, moment, plain
 from pages.components.workspace import workspace
 
@@ -51,6 +51,10 @@ def open_link(record: RunRecord) -> None:
         page, name = "pages/compare.py", "job"
     elif record.kind is RunKind.SWEEP:
         page = "pages/sensitivity.py"
+    elif record.kind is RunKind.EVALUATION:
+        if record.status is RunStatus.DONE:
+            kinds.popover(record)
+        return
     else:
         page = "pages/tradeoffs.py" if record.status is RunStatus.DONE else "pages/search.py"
     st.page_link(page, label="Open", icon=":material/open_in_new:", query_params={name: record.id})

@@ -6,7 +6,7 @@ from kvtuner_core import figures
 from kvtuner_core.domain.runs import RunKind
 from kvtuner_core.domain.study import Candidate, SearchResult
 from kvtuner_core.services.picking import Budget, candidate_gib, pick
-from pages.components import address, charts, failures, frame, headlines, jobs, policies, stored, trust
+from pages.components import address, charts, failures, frame, headlines, jobs, kinds, policies, stored, trust
 from pages.components.wording import plain
 
 PAGE = "tradeoffs"
@@ -101,6 +101,7 @@ def show(result: SearchResult) -> None:
     with lower:
         offered = policies.offered(result)
         beside(result, [picked, *(offered[key] for key in others if offered[key] is not picked)], asked)
+        kinds.section(result, picked)
         trust.section(result)
         with st.expander("Use the file in a program", icon=":material/code:"):
             st.code(policies.SNIPPET, language="python")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import streamlit as st
 
 from kvtuner_core.domain.runs import JobView, Progress, RunKind, RunRecord, RunStatus
-from kvtuner_core.services import studies
+from kvtuner_core.services import results, studies
 from pages.components import failures
 from pages.components.wording import count, duration, plain
 from pages.components.workspace import workspace
@@ -163,5 +163,7 @@ def cancel(run: str) -> None:
 
 @failures.action
 def resume(run: str) -> None:
-    """Start a stopped run again and follow it."""
-    st.query_params["run"] = studies.resume(workspace(), run)
+    """Start a stopped run again and follow it; a page shows an evaluation beside the search it belongs to."""
+    resumed = studies.resume(workspace(), run)
+    if results.find_run(workspace(), resumed).kind is not RunKind.EVALUATION:
+        st.query_params["run"] = resumed
