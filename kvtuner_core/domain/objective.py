@@ -30,12 +30,16 @@ class Objective(StrEnum):
         NLL_CHANGE: Mean change of the text's negative log-likelihood; noisier than the mean KL,
             whose expectation it is where the model is right, and it may be negative.
         TOP1_DISAGREEMENT: Share of suffix tokens whose most likely next token changes.
+        ANSWER_ERROR: Share of prompts whose completion greedy decoding would not give exactly: on
+            recall prompts 1 - exact recall. It is coarse, one bit a prompt, and full precision has
+            one, too; `NLL_CHANGE` on the same prompts is the smooth measure of the same answers.
     """
 
     MEAN_KL = "mean-kl"
     P95_KL = "p95-kl"
     NLL_CHANGE = "nll-change"
     TOP1_DISAGREEMENT = "top1-disagreement"
+    ANSWER_ERROR = "answer-error"
 
     @property
     def label(self) -> str:
@@ -93,6 +97,12 @@ _TRAITS = MappingProxyType(
             label="top-1 disagreement",
             unit="share of tokens",
             definition="share of tokens whose most likely next token changes, teacher forcing",
+            worst=1.0,
+        ),
+        Objective.ANSWER_ERROR: _Traits(
+            label="answer error",
+            unit="share of prompts",
+            definition="share of prompts whose scored text greedy decoding from the quantised cache does not give",
             worst=1.0,
         ),
     }

@@ -49,20 +49,24 @@ class Divergence:
         kl: ``[N]``, KL(full || quantised) in nats.
         agrees: ``[N]``, whether the most likely token stayed.
         nll_change: ``[N]``, change of the text's negative log-likelihood in nats, NaN without label.
+        right: ``[N]``, whether the most likely token is the text's next one; true without label.
     """
 
     kl: np.ndarray
     agrees: np.ndarray
     nll_change: np.ndarray
+    right: np.ndarray
 
     @classmethod
-    def none(cls, labels: Tensor) -> "Divergence":
+    def none(cls, reference: Reference) -> "Divergence":
         """That of the reference from itself."""
+        labels = reference.labels
         unlabelled = (labels < 0).cpu().numpy()
         return cls(
             kl=np.zeros(len(labels)),
             agrees=np.ones(len(labels), dtype=bool),
             nll_change=np.where(unlabelled, np.nan, 0.0),
+            right=(reference.best == labels).cpu().numpy() | unlabelled,
         )
 
 
@@ -83,9 +87,11 @@ def divergences(reference: Reference, logits: Tensor, policies: int) -> list[Div
     """`divergence` of several policies, whose logits ``[policies * N, V]`` lie one behind the other."""
     found = [_moved(reference, own) for own in logits.chunk(policies)]
     # One transfer: a GPU would else be waited for after each of them.
-    kl, agrees, change = (torch.stack(column).double().cpu().numpy() for column in zip(*found, strict=True))
+    kl, agrees, change, right = (torch.stack(column).double().cpu().numpy() for column in zip(*found, strict=True))
     return [
-        Divergence(kl=kl[index], agrees=agrees[index].astype(bool), nll_change=change[index])
+        Divergence(
+            kl=kl[index], agrees=agrees[index].astype(bool), nll_change=change[index], right=right[index].astype(bool)
+        )
         for index in range(policies)
     ]
 
@@ -95,32 +101,34 @@ def _rows(logits: Tensor) -> int:
     return max(1, (_CHUNK_VALUES if logits.device.type == "cpu" else _CHUNK_VALUES_CUDA) // logits.shape[-1])
 
 
-def _moved(reference: Reference, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _moved(reference: Reference, logits: Tensor) -> tuple[Tensor, ...]:
     rows = _rows(logits)
     parts = [slice(start, start + rows) for start in range(0, logits.shape[0], rows)]
     # The processor's cache holds a chunk and these two; new tensors for each step would cost more than the sums.
     exact = torch.promote_types(logits.dtype, torch.float32)
     scratch = torch.empty((2, rows, logits.shape[-1]), dtype=exact, device=logits.device)
     found = [_compare(reference, logits[part], part, scratch) for part in parts]
-    kl, agrees, change = (torch.cat(column) for column in zip(*found, strict=True))
-    return kl, agrees, change
+    return tuple(torch.cat(column) for column in zip(*found, strict=True))
 
 
-def _compare(reference: Reference, logits: Tensor, part: slice, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """KL, agreement and change of the label's likelihood of some rows."""
+def _compare(reference: Reference, logits: Tensor, part: slice, scratch: Tensor) -> tuple[Tensor, ...]:
+    """KL, agreement, change of the label's likelihood, and whether the label is likeliest, of some rows."""
     first, second = scratch[:, : logits.shape[0]]
     log_p = reference.logits[part]
     if not reference.normalised:
         log_p = log_p.to(scratch.dtype)
         log_p = log_p - _log_sum_exp(log_p)
-    agrees = logits.gather(-1, reference.best[part, None]) >= logits.amax(-1, keepdim=True)
+    highest = logits.amax(-1, keepdim=True)
+    agrees = logits.gather(-1, reference.best[part, None]) >= highest
     log_sum = _log_sum_exp(logits, scratch=second)
     labels = reference.labels[part, None]
     index = labels.clamp(min=0)
-    change = log_p.gather(-1, index) - (logits.gather(-1, index) - log_sum)
+    labelled = logits.gather(-1, index)
+    right = (labelled >= highest) | (labels < 0)
+    change = log_p.gather(-1, index) - (labelled - log_sum)
     difference = torch.sub(log_p, logits, out=first).add_(log_sum)
     kl = _kl(log_p, difference, second)
-    return kl, agrees.squeeze(-1), torch.where(labels < 0, torch.nan, change).squeeze(-1)
+    return kl, agrees.squeeze(-1), torch.where(labels < 0, torch.nan, change).squeeze(-1), right.squeeze(-1)
 
 
 def _log_sum_exp(logits: Tensor, *, scratch: Tensor | None = None) -> Tensor:

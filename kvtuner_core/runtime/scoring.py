@@ -90,6 +90,16 @@ def disagreement(observed: Observed) -> Measured:
     return _mean(Objective.TOP1_DISAGREEMENT, means, observed.tokens, observed.seed)
 
 
+def answers(observed: Observed) -> Measured:
+    """The share of prompts whose scored text is not, token for token, what greedy decoding gives.
+
+    Greedy decoding writes a text exactly where each of its tokens is the most likely one after those
+    before it, which teacher forcing sees in one pass: no text has to be generated.
+    """
+    missed = np.array([float(not one.right.all()) for one in observed.prompts])
+    return _mean(Objective.ANSWER_ERROR, missed, np.ones(len(missed)), observed.seed)
+
+
 def _mean(objective: Objective, means: np.ndarray, weights: np.ndarray, seed: int) -> Measured:
     return Measured(
         objective=objective,
@@ -98,4 +108,4 @@ def _mean(objective: Objective, means: np.ndarray, weights: np.ndarray, seed: in
     )
 
 
-_MEASURES: tuple[Callable[[Observed], Measured], ...] = (tail, likelihood, disagreement)
+_MEASURES: tuple[Callable[[Observed], Measured], ...] = (tail, likelihood, disagreement, answers)

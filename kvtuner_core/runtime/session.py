@@ -150,7 +150,7 @@ class Session:
         for prepared in self.prepared:
             prompts = prepared.batch.prompts
             for result in results:
-                result.update(_by_prompt(prompts, Divergence.none(prepared.reference.labels)))
+                result.update(_by_prompt(prompts, Divergence.none(prepared.reference)))
             for start in range(0, len(run), step):
                 part = run[start : start + step]
                 for index, moved in zip(part, self._moved(prepared, [policies[one] for one in part]), strict=True):
@@ -226,8 +226,8 @@ class Session:
 
 def _by_prompt(prompts: Sequence[CutPrompt], moved: Divergence) -> dict[int, Divergence]:
     rows = len(prompts)
-    parts = (array.reshape(rows, -1) for array in (moved.kl, moved.agrees, moved.nll_change))
+    parts = (array.reshape(rows, -1) for array in (moved.kl, moved.agrees, moved.nll_change, moved.right))
     return {
-        prompt.index: Divergence(kl=kl, agrees=agrees, nll_change=change)
-        for prompt, kl, agrees, change in zip(prompts, *parts, strict=True)
+        prompt.index: Divergence(kl=kl, agrees=agrees, nll_change=change, right=right)
+        for prompt, kl, agrees, change, right in zip(prompts, *parts, strict=True)
     }

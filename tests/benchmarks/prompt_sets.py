@@ -1,4 +1,4 @@
-"""Makes the shipped evaluation sets by kind and the shipped questions from their sources, byte by byte the same.
+"""Makes the shipped sets by kind and the shipped questions from their sources, byte by byte the same.
 
 Run with ``python -m tests.benchmarks.prompt_sets --sources FOLDER``: the folder holds ``gutenberg/subset.jsonl``,
 ``gsm8k/train.jsonl``, ``gsm8k/test.jsonl``, ``hellaswag/subset.jsonl`` and ``mt_bench/question.jsonl``. The
@@ -17,10 +17,11 @@ from kvtuner_core.services.prompts import PROMPT_FOLDER
 from kvtuner_core.services.question_files import TASK_FOLDER
 from kvtuner_core.services.recall import RecallSpec, recall_questions
 
-SETS = ("prose", "maths", "chat", "retrieval")
+SETS = ("prose", "maths", "chat", "retrieval", "retrieval-calibration")
 TASKS = ("multiple-choice", "exact-match")
 TEST_BOOKS = ("sherlock", "frankenstein", "time_machine")
 RECALL = RecallSpec(count=24, pairs=32, seed=2026)
+RECALL_CALIBRATION = RecallSpec(count=24, pairs=32, seed=1)
 
 _COUNT = 12
 _PASSAGE = 6000
@@ -127,13 +128,13 @@ def multiple_choice(sources):
         yield {"prompt": row["context"], "answer": answer, "choices": choices, "source": [f"hellaswag/{row['id']}"]}
 
 
-def retrieval():
+def retrieval(spec=RECALL):
     """Recall questions of the seed, cut so that the first token that is scored reads the quantised list."""
-    for number, question in enumerate(recall_questions(RECALL)):
+    for number, question in enumerate(recall_questions(spec)):
         yield {
             "prompt": question.prompt.removesuffix(":"),
             "completion": f":{question.answer}",
-            "source": [f"recall/{RECALL.seed}/{number}"],
+            "source": [f"recall/{spec.seed}/{number}"],
         }
 
 
@@ -199,7 +200,7 @@ def write(path, found):
 
 
 def build(sources, prompts, tasks, *, answers=kept_answers):
-    """Write all six files.
+    """Write all files.
 
     Args:
         sources: Folder of the sources.
@@ -211,6 +212,7 @@ def build(sources, prompts, tasks, *, answers=kept_answers):
     write(tasks / "exact-match.jsonl", exact_match(sources))
     write(prompts / "maths.jsonl", maths(sources))
     write(prompts / "retrieval.jsonl", retrieval())
+    write(prompts / "retrieval-calibration.jsonl", retrieval(RECALL_CALIBRATION))
     write(tasks / "multiple-choice.jsonl", multiple_choice(sources))
     write(prompts / "chat.jsonl", list(chat(sources, answers)))
 

@@ -1,16 +1,21 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import DynamicCache
 
 from kvtuner_core.domain.model import ModelSpec
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.policy import KVPolicy
+from kvtuner_core.domain.prompts import Prompt, PromptRole, PromptSet
 from kvtuner_core.domain.questions import Question, TaskKind
 from kvtuner_core.domain.scheme import QuantScheme
-from kvtuner_core.domain.tasks import AskTask, GenerateTask
+from kvtuner_core.domain.tasks import AskTask, EvaluationSpec, GenerateTask
 from kvtuner_core.errors import CancelledError, InputError, PolicyError
 from kvtuner_core.runtime.asking import ask, count_tokens, matches
 from kvtuner_core.runtime.cache import QuantizedKVCache
 from kvtuner_core.runtime.generation import generate
+from kvtuner_core.runtime.session import Session
 from tests.fakes.models import FAMILIES, tiny_model
 from tests.runtime.test_session import make_loaded as make_double
 
@@ -147,3 +152,27 @@ def test_a_policy_of_another_model_and_a_cancel_are_refused(llama):
 
 def test_tokens_are_counted_without_special_ones(llama):
     assert count_tokens(llama, ("abc", "", "12")).counts == (3, 0, 2)
+
+
+@pytest.mark.parametrize("name", ["K8V8", "K2V2"])
+def test_teacher_forcing_sees_which_answers_greedy_decoding_gives(llama, name):
+    policy = _policy(name, QuantScheme.per_token())
+    prompts, missed = [], []
+    for number in range(16):
+        text = f"{number * 7919} names and codes, then {number}:"
+        question = Question(kind=TaskKind.RECALL, prompt=text, answer="a", max_new_tokens=2)
+        own = ask(llama, _task(question, policy)).given
+        # A random model also writes halves of characters, which are no text.
+        answer = own if len(own) == 2 and own.isascii() else "ab"
+        prompts.append(Prompt(text=text[:-1], completion=text[-1] + answer))
+        missed.append(float(not ask(llama, _task(replace(question, answer=answer), policy)).correct))
+    spec = EvaluationSpec(
+        model=ModelSpec(reference="tiny"),
+        prompts=PromptSet(name="recall", role=PromptRole.USER, prompts=tuple(prompts)),
+        scheme=policy.scheme,
+        prefix_tokens=64,
+        suffix_tokens=16,
+    )
+    found = Session(llama, spec).score(policy).measured(Objective.ANSWER_ERROR)
+    assert found.per_prompt == tuple(missed)
+    assert 0 < sum(missed) < len(missed), "Some are given and some are not."

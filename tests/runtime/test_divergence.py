@@ -39,8 +39,11 @@ def test_sixteen_bit_logits_are_compared_in_float32():
 
 
 def test_nothing_moves_from_itself():
-    none = Divergence.none(torch.tensor([3, -1]))
-    assert none.kl.tolist() == [0.0, 0.0]
+    logits = torch.tensor([[0.0, 2.0, 1.0], [0.0, 1.0, 2.0], [3.0, 0.0, 0.0]])
+    none = Divergence.none(Reference.of(logits, torch.tensor([2, -1, 0])))
+    assert none.kl.tolist() == [0.0, 0.0, 0.0]
+    assert none.right.tolist() == [False, True, True]
+    assert divergence(Reference.of(logits, torch.tensor([2, -1, 0])), logits).right.tolist() == [False, True, True]
     assert none.agrees.all()
     assert none.nll_change[0] == 0
     assert np.isnan(none.nll_change[1])

@@ -15,7 +15,12 @@ def _observed(seed=0):
         change = rng.normal(0.1, 1.0, length)
         change[-1] = np.nan
         prompts.append(
-            Divergence(kl=rng.lognormal(-3.0, 1.5, length), agrees=rng.random(length) < 0.9, nll_change=change)
+            Divergence(
+                kl=rng.lognormal(-3.0, 1.5, length),
+                agrees=rng.random(length) < 0.9,
+                nll_change=change,
+                right=np.arange(length) < length - (length == 24),
+            )
         )
     return Observed(prompts=prompts, seed=3)
 
@@ -65,3 +70,9 @@ def test_likelihood_and_agreement_are_the_plain_means(found):
 def test_scores_of_one_seed_share_their_resamples():
     one, other = (policy_score(_observed(), cache_bytes=10, seconds=0.0) for _ in range(2))
     assert one == other
+
+
+def test_an_answer_is_missed_where_one_of_its_tokens_is(found):
+    measured = found.measured(Objective.ANSWER_ERROR)
+    assert measured.per_prompt == (0.0, 1.0, 0.0)
+    assert measured.interval.mean == pytest.approx(1 / 3), "Prompts count alike, however long."

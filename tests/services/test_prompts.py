@@ -17,7 +17,8 @@ def _sources(name):
 
 
 def test_the_shipped_sets_are_listed_with_origin_and_licence(ws):
-    calibration, evaluation, *kinds = list_prompt_sets(ws)
+    calibration, evaluation, *kinds, recall = list_prompt_sets(ws)
+    assert (recall.reference, recall.role, recall.count) == ("retrieval-calibration", PromptRole.CALIBRATION, 24)
     assert (calibration.reference, calibration.role) == ("calibration", PromptRole.CALIBRATION)
     assert (evaluation.reference, evaluation.role) == ("evaluation", PromptRole.EVALUATION)
     for info in (calibration, evaluation):
@@ -90,7 +91,9 @@ def test_limits_are_checked(ws):
 
 
 def test_an_unknown_name_lists_the_shipped_ones(ws):
-    with pytest.raises(PromptError, match=r"evaluation, .*retrieval, or a .jsonl or .txt file; got 'nothing'"):
+    with pytest.raises(
+        PromptError, match=r"evaluation, .*, retrieval-calibration, or a .jsonl or .txt file"
+    ):
         resolve_prompts(ws, "nothing")
 
 

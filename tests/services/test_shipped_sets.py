@@ -35,9 +35,13 @@ def _stretches(name):
     return {text[at : at + STRETCH] for text in _texts(name) for at in range(len(text) - STRETCH)}
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name != "calibration"])
+CALIBRATION = ("calibration", "retrieval-calibration")
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name not in CALIBRATION])
 def test_nothing_that_evaluates_shares_text_with_calibration(name):
-    assert not _stretches("calibration") & _stretches(name)
+    for calibration in CALIBRATION:
+        assert not _stretches(calibration) & _stretches(name)
 
 
 def test_no_item_is_in_two_sets():
@@ -62,6 +66,7 @@ def test_no_book_that_calibrates_is_read_for_evaluation():
 
 def test_the_retrieval_set_is_made_again_from_its_seed():
     assert list(prompt_sets.retrieval()) == _rows("retrieval")
+    assert list(prompt_sets.retrieval(prompt_sets.RECALL_CALIBRATION)) == _rows("retrieval-calibration")
 
 
 def test_what_is_scored_of_retrieval_is_the_planted_code():
