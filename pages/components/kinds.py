@@ -75,21 +75,21 @@ def _show(found: KindsResult, picked: Candidate) -> None:
 def row(one: KindRow) -> Mapping[str, Any]:
     """A kind as a row: the policy by teacher forcing, and its right answers beside those of full precision."""
     score = one.score
-    cells: dict[str, Any] = {
+    own = full = change = ""
+    if one.task is not None and one.full is not None and one.difference is not None:
+        own, full = _share(one.task.accuracy), _share(one.full.accuracy)
+        change = _points(one.difference.accuracy)
+    return {
         "Kind": str(one.kind).capitalize(),
         "KL (nats/token)": score.kl.mean,
-        "KL, 95% interval": f"{score.kl.low:.3g} to {score.kl.high:.3g}",
+        "95% interval": f"{score.kl.low:.3g} to {score.kl.high:.3g}",
+        "Task": str(one.task.kind) if one.task else "none",
+        "Right": own,
+        "Right, full precision": full,
+        "Difference (points)": change,
         "Same top token (%)": round(100 * score.top1_agreement, 1),
         "NLL change (nats/token)": round(score.nll_change, 4),
         "Tokens": score.tokens,
-    }
-    if one.task is None or one.full is None or one.difference is None:
-        return cells | {"Task": "none", "Right": "", "Right, full precision": "", "Difference (points)": ""}
-    return cells | {
-        "Task": str(one.task.kind),
-        "Right": _share(one.task.accuracy),
-        "Right, full precision": _share(one.full.accuracy),
-        "Difference (points)": _points(one.difference.accuracy),
     }
 
 

@@ -91,9 +91,7 @@ def test_limits_are_checked(ws):
 
 
 def test_an_unknown_name_lists_the_shipped_ones(ws):
-    with pytest.raises(
-        PromptError, match=r"evaluation, .*, retrieval-calibration, or a .jsonl or .txt file"
-    ):
+    with pytest.raises(PromptError, match=r"evaluation, .*, retrieval-calibration, or a .jsonl or .txt file"):
         resolve_prompts(ws, "nothing")
 
 
