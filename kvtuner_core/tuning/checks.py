@@ -10,6 +10,8 @@ import numpy as np
 from kvtuner_core.domain.memory import cache_bytes
 from kvtuner_core.domain.metrics import PolicyScore
 from kvtuner_core.domain.objective import Objective
+from kvtuner_core.domain.precision import FULL_BITS
+from kvtuner_core.domain.strategy import Constraints
 from kvtuner_core.domain.study import Candidate, SearchResult
 from kvtuner_core.tuning.correlation import spearman
 
@@ -134,12 +136,17 @@ def _edges(result: SearchResult) -> Iterator[Check]:
     if at_bottom and narrowest.kl.mean < _LITTLE_KL and bits[0] > 2:
         text = f"The narrowest policy loses only {narrowest.kl.mean:.3g} nats: sweep fewer bits than {bits[0]}, too."
         yield Check(name="edge of the space", good=False, text=text)
-    elif widest.kl.mean > _MUCH_KL and result.spec.max_bits is None:
+    elif widest.kl.mean > _MUCH_KL and bits[-1] < FULL_BITS and not _is_bounded(result):
         text = f"The widest policy still loses {widest.kl.mean:.3g} nats: sweep more bits than {bits[-1]}, too."
         yield Check(name="edge of the space", good=False, text=text)
     else:
         text = f"KL {widest.kl.mean:.3g} nats at the wide end, {narrowest.kl.mean:.3g} at the narrow one."
         yield Check(name="edge of the space", good=True, text=text)
+
+
+def _is_bounded(result: SearchResult) -> bool:
+    """Whether the search itself was told to keep away from the wide end."""
+    return result.spec.max_bits is not None or result.spec.constraints != Constraints()
 
 
 def _tokens(result: SearchResult) -> Check:

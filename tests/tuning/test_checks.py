@@ -6,6 +6,7 @@ import pytest
 
 from kvtuner_core.domain.metrics import Interval
 from kvtuner_core.domain.scheme import QuantScheme
+from kvtuner_core.domain.strategy import Constraints, LayerPair
 from kvtuner_core.domain.study import Candidate
 from kvtuner_core.tuning.checks import distinguishable, health_checks, overfit
 from tests.fakes.studies import search_result
@@ -75,6 +76,15 @@ def test_a_front_that_only_holds_where_it_was_searched_is_overfit(study):
 def test_an_edge_asks_for_other_bit_widths(study):
     lossy = _with_front(study, lambda item: _evaluated(item, kl=Interval(mean=0.5, low=0.4, high=0.6)))
     assert "sweep more bits than 8" in _checks(lossy)["edge of the space"].text
+    for bounds in (
+        {"max_bits": 5.0},
+        {"constraints": Constraints(max_pairs=2)},
+        {"constraints": Constraints(forbidden=(LayerPair.parse("0:K8V8"),))},
+    ):
+        bounded = replace(lossy, spec=replace(lossy.spec, **bounds))
+        assert _checks(bounded)["edge of the space"].good, "The search was told to stay narrow."
+    exact = replace(lossy, spec=replace(lossy.spec, sweep=replace(lossy.spec.sweep, bits=(4, 8, 16))))
+    assert _checks(exact)["edge of the space"].good, "There is nothing above 16 bits."
     easy = _with_front(study, lambda item: _evaluated(item, kl=Interval(mean=1e-4, low=0.0, high=1e-3)))
     wide = replace(easy, spec=replace(easy.spec, sweep=replace(easy.spec.sweep, bits=(4, 8))))
     narrowest = next(item for item in study.baselines if item.policy.name == "K4V4")
