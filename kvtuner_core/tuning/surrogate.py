@@ -172,20 +172,26 @@ class Surrogate:
         return self.isolated.size + len(self.pairs) + len(self.isolated) + 1
 
     def _roots(self, policies: Sequence[KVPolicy]) -> NDArray[np.float64]:
-        return np.array(
-            [[self.root(index, layer.pair) for index, layer in enumerate(policy.layers)] for policy in policies]
-        )
+        columns = self._chosen(policies)
+        roots = np.sqrt(self.isolated[np.arange(len(self.isolated)), columns])
+        return np.where(columns < 0, 0.0, roots)
+
+    def _chosen(self, policies: Sequence[KVPolicy]) -> NDArray[np.int64]:
+        """The column of each layer's pair ``[n, layers]``; -1 for an unquantised one that was not swept."""
+        columns = {pair: column for column, pair in enumerate(self.pairs)}
+        rows = [[columns.get(layer.pair, -1) for layer in policy.layers] for policy in policies]
+        return np.array(rows, dtype=np.int64).reshape(len(policies), len(self.isolated))
 
     def _shares(self, observed: Sequence[Observation]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Each cell's part of each true KL ``[n, layers, pairs]``, and what the sum leaves unexplained."""
         shares = np.zeros((len(observed), *self.isolated.shape))
         targets = np.zeros(len(observed))
+        layers = np.arange(len(self.isolated))
+        chosen = self._chosen([policy for policy, _ in observed])
         for row, (policy, loss) in enumerate(observed):
-            true = max(loss, self._least(policy))
-            for index, layer in enumerate(policy.layers):
-                if layer.pair in self.pairs:
-                    column = self.pairs.index(layer.pair)
-                    shares[row, index, column] = self.isolated[index, column] / true
+            swept = chosen[row] >= 0
+            places = layers[swept], chosen[row][swept]
+            shares[row][places] = self.isolated[places] / max(loss, self._least(policy))
             targets[row] = 1.0 - shares[row].sum()
         return shares, targets
 
