@@ -35,7 +35,7 @@ format: $(VENV)/.dev
 model: $(VENV)/.model
 
 demo-study: $(VENV)/.app $(VENV)/.model
-	$(BIN)/python -m kvtuner_core search --store .kvtuner/demo.duckdb --demo data/demo_study.json
+	$(BIN)/python -m kvtuner_core search --compare-scores --store .kvtuner/demo.duckdb --demo data/demo_study.json
 
 bench: $(VENV)/.dev $(VENV)/.model
 	$(BIN)/python -m tests.benchmarks.study

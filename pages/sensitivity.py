@@ -5,7 +5,7 @@ import streamlit as st
 from kvtuner_core import figures
 from kvtuner_core.domain.study import SweepResult, SweepSpec
 from kvtuner_core.services import results, studies
-from pages.components import address, charts, failures, frame, jobs, requests, stored
+from pages.components import address, charts, failures, frame, jobs, requests, scores, stored
 from pages.components.wording import power_of_ten
 from pages.components.workspace import workspace
 
@@ -113,6 +113,7 @@ def show(result: SweepResult, *, shipped: bool) -> None:
             key="effect",
             alt="KL against output error, a point a layer",
         )
+    scores.show(result)
 
 
 def main() -> None:

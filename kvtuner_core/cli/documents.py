@@ -2,6 +2,7 @@
 
 import json
 
+from kvtuner_core.cli.score_documents import scores
 from kvtuner_core.domain.metrics import Interval, PolicyScore
 from kvtuner_core.domain.model import ModelInfo
 from kvtuner_core.domain.objective import Objective
@@ -122,6 +123,7 @@ def sweep(result: SweepResult, *, run: str) -> Document:
             for group in result.space.groups
         ],
         "space": space(result.space),
+        "scores": scores(result),
         "seed": result.spec.seed,
         "seconds": result.seconds,
         "provenance": provenance(result.provenance),
@@ -174,6 +176,7 @@ def search(result: SearchResult) -> Document:
         "scheme": scheme(result.spec.sweep.scheme),
         "space": space(result.sweep.space),
         "strategy": str(result.spec.strategy),
+        "ranked_by": result.ranked_by,
         "objective": str(result.spec.objective),
         "objective_unit": result.spec.objective.unit,
         "constraints": constraints(result),
@@ -186,6 +189,7 @@ def search(result: SearchResult) -> Document:
         "regrets": [regret(item) for item in (trust.regret(result), trust.group_regret(result)) if item is not None],
         "additive": additive(trust.prediction(result)),
         "overfit": overfit(trust.overfit(result)),
+        "scores": scores(result.sweep),
         "checks": [{"name": item.name, "good": item.good, "text": item.text} for item in trust.checks(result)],
         "seed": result.spec.sweep.seed,
         "seconds": sum(seconds for _, seconds in result.seconds),

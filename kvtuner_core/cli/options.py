@@ -105,6 +105,11 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--noise", choices=[str(rule) for rule in NoiseRule], default="alone", help="layers that DBSCAN leaves over"
     )
+    group = parser.add_argument_group("scores of layers")
+    group.add_argument("--no-scores", action="store_true", help="leave out the scores by gradients and weights")
+    group.add_argument(
+        "--compare-scores", action="store_true", help="also evaluate the policies that each score would pick"
+    )
 
 
 def _bits(text: str) -> tuple[int, ...]:
@@ -177,6 +182,8 @@ def sweep_spec(args: argparse.Namespace) -> SweepSpec:
         grouping=GroupingOptions(
             enabled=not args.no_grouping, eps=args.eps, min_samples=args.min_samples, noise=NoiseRule(args.noise)
         ),
+        scores=not args.no_scores,
+        compare_scores=args.compare_scores,
     )
 
 

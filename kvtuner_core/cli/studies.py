@@ -7,6 +7,7 @@ from pathlib import Path
 from kvtuner_core.cli import answers, documents, tasks
 from kvtuner_core.cli.options import Parser, add_common, add_sweep, open_workspace, sweep_spec
 from kvtuner_core.cli.output import Output, table
+from kvtuner_core.cli.score_documents import scores_text
 from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.strategy import Constraints, LayerPair, MemoryBound, SearchStrategy
 from kvtuner_core.domain.study import Candidate, SearchResult, SearchSpec, SweepResult
@@ -150,6 +151,7 @@ def _sweep_text(result: SweepResult, run: str) -> str:
             table(["layer", "group", *(pair.name for pair in pairs)], rows),
             f"{len(space.groups)} layer groups; policies to choose from: 10^{space.log10_before:.1f} before, "
             f"10^{space.log10_pruned:.1f} after pruning, 10^{space.log10_after:.1f} after grouping",
+            scores_text(result),
             f"Took {result.seconds:.1f} s on {result.provenance.device}",
         ]
     )
@@ -167,8 +169,7 @@ def _search_text(result: SearchResult) -> str:
             table(header, [_row(item, objective) for item in result.front]),
             "Uniform policies",
             table(header, [_row(item, objective) for item in result.baselines]),
-            f"Hypervolume {result.hypervolume:.4f} by {result.spec.strategy}. "
-            f"Took {parts} on {result.provenance.device}",
+            f"Hypervolume {result.hypervolume:.4f} by {_strategy(result)}. Took {parts} on {result.provenance.device}",
             *_regret_lines(result),
             *(f"{'ok   ' if check.good else 'LOOK '} {check.name}: {check.text}" for check in trust.checks(result)),
             f"Pick one with: python -m kvtuner_core pick --run {result.run} --max-bits 4 -o policy.json",
@@ -194,3 +195,7 @@ def _row(item: Candidate, objective: Objective) -> list[object]:
         score.top1_agreement,
         item.calibration.interval(objective).mean,
     ]
+
+
+def _strategy(result: SearchResult) -> str:
+    return f"{result.spec.strategy}, ranked by {result.ranked_by}" if result.ranked_by else str(result.spec.strategy)

@@ -1,7 +1,7 @@
 """Measured errors and qualities."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.precision import PrecisionPair
@@ -40,6 +40,8 @@ class ErrorProfile:
         output_error: Relative error of the attention output, ‖o-o'‖ / ‖o‖ per prompt, head and
             query, mean.
         kl: End-to-end mean KL(full || quantised) in nats per token with only this layer quantised.
+        local_seconds: Time that the errors above took, 0 where it is not known.
+        kl_seconds: Time that the KL took, likewise.
     """
 
     layer: int
@@ -49,6 +51,8 @@ class ErrorProfile:
     score_error: float
     output_error: float
     kl: float
+    local_seconds: float = field(default=0.0, compare=False)
+    kl_seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.provenance import Provenance
 from kvtuner_core.domain.scheme import QuantScheme
+from kvtuner_core.domain.scores import SweepScores
 from kvtuner_core.domain.strategy import Constraints, SearchStrategy
 
 
@@ -116,6 +117,8 @@ class SweepSpec:
         seed: Seed of everything random.
         pruning: Options of pair pruning.
         grouping: Options of layer grouping.
+        scores: Whether gradients and weights score the layers, too.
+        compare_scores: Whether the policies that each score would pick are evaluated.
     """
 
     model: ModelSpec = field(default_factory=ModelSpec)
@@ -128,6 +131,8 @@ class SweepSpec:
     seed: int = 0
     pruning: PruningOptions = field(default_factory=PruningOptions)
     grouping: GroupingOptions = field(default_factory=GroupingOptions)
+    scores: bool = True
+    compare_scores: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +176,7 @@ class SweepResult:
         provenance: Device, dtype, versions, time.
         seconds: Wall time; little where measurements were reused.
         prompts_digest: `PromptSet.digest` of the calibration prompts.
+        scores: What gradients and weights say of the layers; none in older results, or where not asked for.
     """
 
     spec: SweepSpec
@@ -180,6 +186,7 @@ class SweepResult:
     provenance: Provenance
     seconds: float
     prompts_digest: str = ""
+    scores: SweepScores | None = None
 
 
 class CandidateOrigin(StrEnum):
@@ -245,6 +252,7 @@ class SearchResult:
         seconds: Pairs of part (``sweep``, ``search``, ``evaluation``) and its wall time in seconds.
         evaluation_digest: `PromptSet.digest` of the evaluation prompts.
         shipped: Whether it came with the project.
+        ranked_by: Score that KVmix's allocation ranked the layers by; empty under other strategies.
     """
 
     run: str
@@ -258,3 +266,4 @@ class SearchResult:
     seconds: tuple[tuple[str, float], ...]
     evaluation_digest: str = ""
     shipped: bool = False
+    ranked_by: str = ""

@@ -13,6 +13,7 @@ from kvtuner_core.domain.prompts import PromptSet
 from kvtuner_core.domain.provenance import Provenance
 from kvtuner_core.domain.questions import Question, Reply
 from kvtuner_core.domain.scheme import PrefillMode, QuantScheme
+from kvtuner_core.domain.scores import ErrorScores, WeightScores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +72,21 @@ class ProfileTask:
     evaluation: EvaluationSpec
     layer: int
     pairs: tuple[PrecisionPair, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorScoresTask:
+    """Multiply gradients with the errors of every layer under some pairs; answer `ErrorScores`."""
+
+    evaluation: EvaluationSpec
+    pairs: tuple[PrecisionPair, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightScoresTask:
+    """Measure the norms of every layer's projections and of their gradients; answer `WeightScores`."""
+
+    evaluation: EvaluationSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,13 +212,12 @@ class WorkerInfo:
     pid: int | None = None
 
 
-MeasureTask = ProfileTask | ScoreTask | ScoreManyTask
+MeasureTask = ProfileTask | ErrorScoresTask | WeightScoresTask | ScoreTask | ScoreManyTask
 """Work whose answer does not depend on what else is measured, nor on which worker does it."""
 
 Task = InspectTask | GenerateTask | AskTask | CountTask | MeasureTask
-Answer = (
-    ModelReport | tuple[ErrorProfile, ...] | PolicyScore | tuple[PolicyScore, ...] | Generation | Reply | TokenCounts
-)
+Scores = ErrorScores | WeightScores | PolicyScore | tuple[PolicyScore, ...]
+Answer = ModelReport | tuple[ErrorProfile, ...] | Scores | Generation | Reply | TokenCounts
 
 
 def model_of(task: Task) -> ModelSpec:

@@ -9,6 +9,7 @@ from kvtuner_core.figures.pareto import ParetoInfo, ParetoPoint, pareto_figure, 
 from kvtuner_core.figures.policy_text import summary
 from kvtuner_core.figures.prediction import PredictionInfo, prediction_figure, prediction_info
 from kvtuner_core.figures.progress import ProgressInfo, hypervolume_figure, progress_figure, progress_info
+from kvtuner_core.figures.scores import ScoresInfo, correlations_figure, scores_figure, scores_info
 from kvtuner_core.figures.solvers import SolversInfo, solvers_figure, solvers_info
 from kvtuner_core.figures.speed import SpeedInfo, speed_figure, speed_info
 from kvtuner_core.figures.strip import StripInfo, strip_figure, strip_info
@@ -26,10 +27,12 @@ __all__ = [
     "ParetoPoint",
     "PredictionInfo",
     "ProgressInfo",
+    "ScoresInfo",
     "SolversInfo",
     "SpeedInfo",
     "StripInfo",
     "correlation_info",
+    "correlations_figure",
     "effect_figure",
     "effect_info",
     "heatmap_figure",
@@ -47,6 +50,8 @@ __all__ = [
     "prediction_info",
     "progress_figure",
     "progress_info",
+    "scores_figure",
+    "scores_info",
     "solvers_figure",
     "solvers_info",
     "speed_figure",

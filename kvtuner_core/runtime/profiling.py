@@ -6,8 +6,9 @@ errors follow the numbers of the paper, not its formula: ratios of norms per (pr
 then the mean.
 """
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -50,20 +51,23 @@ class LayerProfiler:
 
     def profile(self, pairs: Sequence[PrecisionPair]) -> tuple[ErrorProfile, ...]:
         """One profile per pair, in order, everything else in full precision."""
-        errors = self._errors
+        started = time.perf_counter()
         divergences = _divergences(self.session, self.layer, pairs)
-        return tuple(
-            ErrorProfile(
-                layer=self.layer,
-                pair=pair,
-                key_error=errors.side(Side.KEY, pair.key_bits),
-                value_error=errors.side(Side.VALUE, pair.value_bits),
-                score_error=errors.score(pair),
-                output_error=errors.output(pair),
-                kl=kl,
-            )
-            for pair, kl in zip(pairs, divergences, strict=True)
+        kl_seconds = (time.perf_counter() - started) / len(pairs)
+        return tuple(self._one(pair, kl, kl_seconds) for pair, kl in zip(pairs, divergences, strict=True))
+
+    def _one(self, pair: PrecisionPair, kl: float, kl_seconds: float) -> ErrorProfile:
+        started = time.perf_counter()
+        found = ErrorProfile(
+            layer=self.layer,
+            pair=pair,
+            key_error=self._errors.side(Side.KEY, pair.key_bits),
+            value_error=self._errors.side(Side.VALUE, pair.value_bits),
+            score_error=self._errors.score(pair),
+            output_error=self._errors.output(pair),
+            kl=kl,
         )
+        return replace(found, local_seconds=time.perf_counter() - started, kl_seconds=kl_seconds)
 
 
 def profile_layer(session: Session, layer: int, pairs: Sequence[PrecisionPair]) -> tuple[ErrorProfile, ...]:

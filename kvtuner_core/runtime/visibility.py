@@ -106,11 +106,15 @@ class Layout:
             boundary=boundary,
         )
 
+    @property
+    def positions(self) -> np.ndarray:
+        """``[K]``, the position of each slot's token; a token that lies in two slots has two."""
+        spans = (self.sinks, self.packed, self.exact, self.boundary)
+        return np.concatenate([np.arange(span.start, span.stop) for span in spans])
+
     def mask(self, device: torch.device) -> torch.Tensor:
         """Boolean ``[S, K]``, true where the query of that row reads the slot."""
-        positions = np.concatenate(
-            [np.arange(span.start, span.stop) for span in (self.sinks, self.packed, self.exact, self.boundary)]
-        )
+        positions = self.positions
         quantised = np.zeros(self.slots, dtype=bool)
         quantised[self.packed.slots] = True
         quantised[self.boundary.slots] = True

@@ -15,6 +15,7 @@ from kvtuner_core.domain.tasks import (
     Answer,
     AskTask,
     CountTask,
+    ErrorScoresTask,
     EvaluationSpec,
     GenerateTask,
     InspectTask,
@@ -23,14 +24,17 @@ from kvtuner_core.domain.tasks import (
     ScoreManyTask,
     ScoreTask,
     Task,
+    WeightScoresTask,
 )
 from kvtuner_core.errors import CancelledError, ComputeError, InputError
 from kvtuner_core.runtime.asking import ask, count_tokens
 from kvtuner_core.runtime.generation import generate
+from kvtuner_core.runtime.gradients import error_scores
 from kvtuner_core.runtime.loading import LoadedModel, load, quiet
 from kvtuner_core.runtime.profiling import LayerProfiler
 from kvtuner_core.runtime.provenance import device_memory, provenance
 from kvtuner_core.runtime.session import Session
+from kvtuner_core.runtime.weight_scores import weight_scores
 
 _SESSIONS = 2
 _TOGETHER = 32
@@ -85,6 +89,8 @@ class Runtime:
                 return self._inspect(task.model)
             case ProfileTask():
                 return self._layer(self._session(task.evaluation), task.layer).profile(task.pairs)
+            case ErrorScoresTask() | WeightScoresTask():
+                return self._layer_scores(task)
             case ScoreTask() | ScoreManyTask():
                 return self._score(task)
             case GenerateTask():
@@ -106,6 +112,12 @@ class Runtime:
         if isinstance(task, CountTask):
             return count_tokens(loaded, task.texts)
         return ask(loaded, task, cancelled=cancelled)
+
+    def _layer_scores(self, task: ErrorScoresTask | WeightScoresTask) -> Answer:
+        session = self._session(task.evaluation)
+        if isinstance(task, WeightScoresTask):
+            return weight_scores(session.loaded, session.prompts)
+        return error_scores(session, task.pairs, seed=task.evaluation.seed)
 
     def _inspect(self, spec: ModelSpec) -> ModelReport:
         loaded = self._model(spec)

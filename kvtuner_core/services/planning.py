@@ -10,12 +10,13 @@ from kvtuner_core.domain.precision import candidate_pairs
 from kvtuner_core.domain.runs import RunKind, RunStatus
 from kvtuner_core.domain.study import Candidate, SearchResult, SearchSpec, SweepSpec
 from kvtuner_core.domain.tasks import EvaluationSpec, ModelReport
+from kvtuner_core.services.layer_scoring import SCORE_PARTS, known_parts, known_scores
 from kvtuner_core.services.measuring import Measurements
 from kvtuner_core.services.models import describe, report
 from kvtuner_core.services.requests import calibration_session, check_search, check_sweep, evaluation_session
 from kvtuner_core.services.workspace import Workspace
 from kvtuner_core.store import from_json
-from kvtuner_core.tuning import PolicySearch, baselines, build_space, pareto_front
+from kvtuner_core.tuning import PolicySearch, baselines, build_space, norms_of, pareto_front
 
 _TYPICAL_FRONT = 20
 _LOOK_BACK = 5
@@ -26,7 +27,7 @@ class Plan:
     """What is to be measured.
 
     Attributes:
-        total: Measurements in all: layers x pairs of the sweep, and for a search the policies on
+        total: Measurements in all: layers x pairs of the sweep and its scores, and for a search the policies on
             calibration prompts plus those on evaluation prompts as far as they are known beforehand.
         known: How many of them are stored already.
         model_known: Whether the model was loaded before as it is now; without, ``known`` is 0.
@@ -69,10 +70,11 @@ def plan_sweep(ws: Workspace, spec: SweepSpec) -> Plan:
     session = calibration_session(ws, spec)
     known_model = report(ws, spec.model)
     info = known_model.info if known_model else describe(ws, spec.model.reference)
-    total = len(info.layers) * len(candidate_pairs(spec.bits))
+    total = len(info.layers) * len(candidate_pairs(spec.bits)) + (SCORE_PARTS if spec.scores else 0)
     if known_model is None:
         return Plan(total=total, known=0, model_known=False, seconds=None)
-    known = _known_profiles(Measurements.of(ws, session, known_model), spec)
+    measurements = Measurements.of(ws, session, known_model)
+    known = _known_profiles(measurements, spec) + known_parts(measurements, spec)
     seconds = _estimate((total - known) * _tokens(session), _paces(ws, known_model)[0])
     return Plan(total=total, known=known, model_known=True, seconds=seconds)
 
@@ -143,7 +145,8 @@ def _replay(measurements: Measurements, spec: SearchSpec, first: Plan) -> tuple[
         if (profile := measurements.known_profile(layer, pair)) is not None
     ]
     space = build_space(profiles, sweep.pruning, sweep.grouping)
-    searcher = PolicySearch(spec, space=space, profiles=profiles, geometry=geometry)
+    norms = norms_of(known_scores(measurements, sweep))
+    searcher = PolicySearch(spec, space=space, profiles=profiles, geometry=geometry, norms=norms)
     try:
         found.extend(searcher.candidates(_StoredScorer(measurements)))
     except _Unknown:

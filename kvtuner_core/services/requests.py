@@ -33,6 +33,8 @@ def check_sweep(spec: SweepSpec) -> None:
     if not 0 < spec.grouping.eps < float("inf"):
         raise InputError(f"eps must be a number above 0; got {spec.grouping.eps!r}.")
     check_between("min_samples", spec.grouping.min_samples, 1, 10_000)
+    if spec.compare_scores and not spec.scores:
+        raise InputError("Scores are compared where there are some; got compare_scores without scores. Ask for both.")
 
 
 def check_search(spec: SearchSpec) -> None:

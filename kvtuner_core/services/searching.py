@@ -11,6 +11,7 @@ from kvtuner_core.domain.model import LayerGeometry
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.runs import Progress
 from kvtuner_core.domain.study import Candidate, CandidateOrigin, SearchResult, SearchSpec, SweepResult
+from kvtuner_core.services.layer_scoring import evaluated_picks
 from kvtuner_core.services.measuring import Measurements, stamped
 from kvtuner_core.services.models import ensure_report
 from kvtuner_core.services.requests import calibration_session, check_search, evaluation_session
@@ -19,7 +20,7 @@ from kvtuner_core.services.sweeping import SWEEP_STAGE, sweep
 from kvtuner_core.services.work import Cancelled, never, new_run_id
 from kvtuner_core.services.workspace import Workspace
 from kvtuner_core.store import to_json
-from kvtuner_core.tuning import PolicySearch, baselines, hypervolume, pareto_front
+from kvtuner_core.tuning import PolicySearch, baselines, hypervolume, norms_of, pareto_front, ranked_by
 
 SEARCH_STAGE = "search"
 EVALUATION_STAGE = "evaluation"
@@ -58,6 +59,8 @@ def search(
     searched = time.perf_counter()
     checks = replace(Measurements.of(ws, evaluation, report, cancelled), objective=spec.objective)
     uniform, front = yield from _evaluate(checks, uniform, pareto_front(found, spec.objective))
+    if swept.scores is not None and swept.scores.picks:
+        swept = replace(swept, scores=(yield from evaluated_picks(checks, swept.scores)))
     result = SearchResult(
         run=run or new_run_id(),
         spec=spec,
@@ -73,6 +76,7 @@ def search(
             (EVALUATION_STAGE, time.perf_counter() - searched),
         ),
         evaluation_digest=evaluation.prompts.digest,
+        ranked_by=ranked_by(spec.strategy, norms_of(swept.scores)),
     )
     if run is not None:
         ws.store.put_result(run, to_json(result))
@@ -94,7 +98,9 @@ def _search(
         for policy, score in zip(policies, scores, strict=True):
             uniform.append(_baseline(policy, score, geometry, order=len(uniform)))
             yield _candidate_progress(measurements, SEARCH_STAGE, uniform[-1], (len(uniform), total))
-    searcher = PolicySearch(spec, space=swept.space, profiles=swept.profiles, geometry=geometry)
+    searcher = PolicySearch(
+        spec, space=swept.space, profiles=swept.profiles, geometry=geometry, norms=norms_of(swept.scores)
+    )
     found: list[Candidate] = []
     for candidate in searcher.candidates(measurements):
         found.append(candidate)

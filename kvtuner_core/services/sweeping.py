@@ -8,6 +8,7 @@ from kvtuner_core.domain.metrics import ErrorProfile
 from kvtuner_core.domain.precision import candidate_pairs
 from kvtuner_core.domain.runs import Progress
 from kvtuner_core.domain.study import SweepResult, SweepSpec
+from kvtuner_core.services.layer_scoring import layer_scores
 from kvtuner_core.services.measuring import Measurements, stamped
 from kvtuner_core.services.models import ensure_report
 from kvtuner_core.services.requests import calibration_session, check_scheme, check_sweep
@@ -31,7 +32,7 @@ def sweep(
         run: Id under which the result is stored, or ``None`` to return it only.
 
     Yields:
-        A `Progress` per layer and pair with the `ErrorProfile` as its event.
+        A `Progress` per layer and pair with the `ErrorProfile` as its event, then one per score.
 
     Raises:
         InputError: If the request does not fit.
@@ -44,6 +45,7 @@ def sweep(
     check_scheme(spec.scheme, report.info)
     measurements = Measurements.of(ws, session, report, cancelled)
     profiles = yield from _profiles(measurements, spec)
+    scores = yield from layer_scores(measurements, spec, profiles)
     result = SweepResult(
         spec=spec,
         model=report.info,
@@ -52,6 +54,7 @@ def sweep(
         provenance=stamped(report),
         seconds=time.perf_counter() - started,
         prompts_digest=session.prompts.digest,
+        scores=scores,
     )
     if run is not None:
         ws.store.put_result(run, to_json(result))

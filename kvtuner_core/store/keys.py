@@ -14,7 +14,7 @@ pair, and where nothing is quantised the scheme is left out.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kvtuner_core.domain.metrics import METRIC_VERSION
@@ -22,6 +22,7 @@ from kvtuner_core.domain.policy import KVPolicy, LayerPrecision
 from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.questions import QUESTION_VERSION, Question
 from kvtuner_core.domain.scheme import QuantScheme, Rotation
+from kvtuner_core.domain.scores import SCORES_VERSION
 from kvtuner_core.domain.tasks import EvaluationSpec, ModelReport
 
 
@@ -103,6 +104,21 @@ class SessionIdentity:
             "pair": pair.name,
         }
         return Identity.of(self._parts() | parts)
+
+    def error_scores(self, pairs: Sequence[PrecisionPair]) -> Identity:
+        """Identity of gradients times errors of all layers under these pairs; the seed draws their probes."""
+        parts: dict[str, object] = {
+            "kind": "error_scores",
+            "version": SCORES_VERSION,
+            "scheme": _scheme(self.scheme),
+            "pairs": [pair.name for pair in pairs],
+            "seed": self.seed,
+        }
+        return Identity.of(self._parts() | parts)
+
+    def weight_scores(self) -> Identity:
+        """Identity of the norms of all layers' projections and of their gradients."""
+        return Identity.of(self._parts() | {"kind": "weight_scores", "version": SCORES_VERSION})
 
     def _parts(self) -> dict[str, object]:
         return {

@@ -16,7 +16,7 @@ from kvtuner_core.store.keys import Identity
 _SCORE = (
     "kl, kl_low, kl_high, top1_agreement, nll_change, kl_per_prompt, tokens_per_prompt, cache_bytes, seconds, others"
 )
-_PROFILE = "layer, pair, key_error, value_error, score_error, output_error, kl"
+_PROFILE = "layer, pair, key_error, value_error, score_error, output_error, kl, local_seconds, kl_seconds"
 _REPLY = "correct, nll, given, prompt_tokens, seconds"
 _PROVENANCE = "created, device, device_type, dtype, versions"
 
@@ -75,7 +75,8 @@ class Measurements:
         numbers = (profile.key_error, profile.value_error, profile.score_error, profile.output_error, profile.kl)
         _check_numbers("profile", numbers)
         values = [profile.layer, profile.pair.name, *numbers]
-        self._put("profiles", identity, [*values, *_provenance_values(provenance)])
+        times = [profile.local_seconds, profile.kl_seconds]
+        self._put("profiles", identity, [*values, *_provenance_values(provenance), *times])
 
     def count_profiles(self, keys: Iterable[str]) -> int:
         """How many of ``keys`` are stored; a key given twice counts once."""
@@ -151,7 +152,7 @@ def _score(row: Row) -> PolicyScore:
 
 
 def _profile(row: Row) -> ErrorProfile:
-    layer, pair, key_error, value_error, score_error, output_error, kl = row
+    layer, pair, key_error, value_error, score_error, output_error, kl, local_seconds, kl_seconds = row
     return ErrorProfile(
         layer=layer,
         pair=PrecisionPair.parse(pair),
@@ -160,4 +161,6 @@ def _profile(row: Row) -> ErrorProfile:
         score_error=score_error,
         output_error=output_error,
         kl=kl,
+        local_seconds=local_seconds,
+        kl_seconds=kl_seconds,
     )

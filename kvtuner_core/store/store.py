@@ -7,12 +7,13 @@ from typing import Self
 from kvtuner_core.domain.tasks import ModelReport
 from kvtuner_core.store.codec import from_json, to_json
 from kvtuner_core.store.database import Database
+from kvtuner_core.store.layer_scores import LayerScores
 from kvtuner_core.store.measurements import Measurements
 from kvtuner_core.store.runs import Runs
 from kvtuner_core.store.uploads import Uploads
 
 
-class Store(Measurements, Runs, Uploads):
+class Store(Measurements, LayerScores, Runs, Uploads):
     """Scores, profiles, runs, results, models and uploads in one DuckDB file; safe to share between threads.
 
     What a method was given is on disk when it returns, and survives the death of the process.

@@ -10,6 +10,7 @@ from kvtuner_core.domain.metrics import ErrorProfile
 from kvtuner_core.domain.model import LayerGeometry
 from kvtuner_core.domain.policy import KVPolicy, LayerPrecision
 from kvtuner_core.domain.ports import Scorer
+from kvtuner_core.domain.scores import LayerNorms, ScoreName, SweepScores
 from kvtuner_core.domain.strategy import Constraints, MemoryBound, SearchStrategy
 from kvtuner_core.domain.study import Candidate, SearchSpace, SearchSpec
 from kvtuner_core.errors import InputError
@@ -19,6 +20,7 @@ from kvtuner_core.tuning.choices import Choices
 from kvtuner_core.tuning.constraints import constrained, layer_space, single_layers
 from kvtuner_core.tuning.evolving import evolving_asking
 from kvtuner_core.tuning.guided import additive_asking, guided_asking, spread_start
+from kvtuner_core.tuning.scores import gradient_norms
 from kvtuner_core.tuning.surrogate import Surrogate
 
 _WARM_SHARE = 2
@@ -37,6 +39,7 @@ class PolicySearch:
         space: The sweep's layer groups and pairs.
         profiles: The sweep's errors; their isolated KLs make the surrogate.
         geometry: Cache geometry per layer.
+        norms: Gradient norms of each layer, which KVmix ranks by; without, it ranks by isolated KL.
 
     Raises:
         InputError: If a number is out of range, the space does not fit the model, or no policy is
@@ -50,6 +53,7 @@ class PolicySearch:
         space: SearchSpace,
         profiles: Sequence[ErrorProfile],
         geometry: tuple[LayerGeometry, ...],
+        norms: Sequence[LayerNorms] = (),
     ) -> None:
         numbers = (
             ("evaluations", spec.evaluations, 1),
@@ -61,6 +65,7 @@ class PolicySearch:
                 raise InputError(f"{name} must be a whole number from {least}; got {value!r}.")
         self.spec = spec
         self.geometry = geometry
+        self.norms = tuple(norms)
         self.model = Surrogate.additive(profiles, spec.objective)
         self.choices = Choices(
             constrained(_SPACES.get(spec.strategy, layer_space)(space), spec.constraints),
@@ -159,7 +164,20 @@ def _evolve(search: PolicySearch, *, warm: bool = False, decomposed: bool = Fals
 
 
 def _kvmix(search: PolicySearch) -> Asking:
-    return heuristics.kvmix_asking(heuristics.side_scores(search.model), search.spec.sweep.scheme)
+    sides = gradient_norms(search.norms) if search.norms else heuristics.side_scores(search.model)
+    return heuristics.kvmix_asking(sides, search.spec.sweep.scheme)
+
+
+def ranked_by(strategy: SearchStrategy, norms: Sequence[LayerNorms]) -> str:
+    """Name of the score that a strategy ranks layers by, where it does nothing else with them."""
+    if strategy is not SearchStrategy.KVMIX:
+        return ""
+    return str(ScoreName.GRADIENT_NORM if norms else ScoreName.KL)
+
+
+def norms_of(scores: SweepScores | None) -> tuple[LayerNorms, ...]:
+    """The norms that a sweep has, if any."""
+    return () if scores is None else scores.weights.layers
 
 
 def _protected(search: PolicySearch) -> Asking:

@@ -103,9 +103,10 @@ def sweep_spec() -> SweepSpec:
             help="Pairs are all combinations of key and value bits.",
         )
         cut = prompt_cut(PromptRole.CALIBRATION, limit=default.limit, suffix=default.suffix_tokens)
-    with st.popover("Prefix, seed, pruning and grouping", icon=":material/tune:", key="more"):
+    with st.popover("Prefix, seed, pruning, grouping, scores", icon=":material/tune:", key="more"):
         prefix, seed = _prefix_and_seed(default)
         pruning, grouping = _space_options()
+        scored, compared = _score_options()
     if not bits:
         raise InputError("At least one bit width is needed; got none. Choose for example 8, 4 and 2.")
     return SweepSpec(
@@ -119,6 +120,8 @@ def sweep_spec() -> SweepSpec:
         seed=seed,
         pruning=pruning,
         grouping=grouping,
+        scores=scored,
+        compare_scores=compared,
     )
 
 
@@ -157,6 +160,21 @@ def _space_options() -> tuple[PruningOptions, GroupingOptions]:
         PruningOptions(enabled=prune, tolerance=float(tolerance)),
         GroupingOptions(enabled=group, eps=float(eps), min_samples=int(least), noise=NoiseRule(noise)),
     )
+
+
+def _score_options() -> tuple[bool, bool]:
+    left, right = st.columns(2)
+    scored = left.toggle(
+        "Score layers", True, key="scores", bind="query-params", help="By gradients and weights; takes seconds."
+    )
+    compared = right.toggle(
+        "Compare scores",
+        key="compare_scores",
+        bind="query-params",
+        disabled=not scored,
+        help="Also evaluate the policy that each score would pick.",
+    )
+    return scored, scored and compared
 
 
 def search_spec() -> SearchSpec:

@@ -132,3 +132,31 @@ def test_a_memory_bound_that_leaves_nothing_is_one_line(cli, tiny):
     done = cli("search", "--model", tiny, *SMALL, *FEW, "--batch", "4")
     assert done.code == 2
     assert "--batch says where --max-gib holds" in done.err
+
+
+def test_scores_of_layers_as_json_and_as_a_table(cli, tiny):
+    names = ["kl", "fisher_error", "gradient_error", "output_error", "gradient_norm", "weight_norm"]
+    document = cli("sweep", "--model", tiny, *SMALL, "--compare-scores", "--json").document()["scores"]
+    assert [row["score"] for row in document["table"]] == names
+    assert all(row["seconds"] > 0 for row in document["table"])
+    assert document["table"][0]["rank_correlation_to_kl"] == 1.0
+    assert list(document["rank_correlation"]["weight_norm"]) == names
+    layer = document["layers"][1]
+    assert set(layer["shares"]) == set(names)
+    assert layer["pairs"]["K4V2"]["fisher_error"] > 0
+    assert layer["gradient_norm"]["keys"] > 0
+    assert document["absent"] == ""
+    for row in document["table"]:
+        assert [len(pick["layers"]) for pick in row["picks"]] == [3, 3]
+        assert all(pick["effective_bits"] <= pick["max_bits"] for pick in row["picks"])
+        assert all(pick["calibration_kl"]["mean"] > 0 and pick["evaluation_kl"] is None for pick in row["picks"])
+    text = cli("sweep", "--model", tiny, *SMALL, "--compare-scores").out
+    assert "Scores of layers; the last columns" in text
+    assert "gradient_norm" in text
+    without = cli("sweep", "--model", tiny, *SMALL, "--no-scores", "--json").document()["scores"]
+    assert [row["score"] for row in without["table"]] == ["kl", "output_error"]
+
+
+def test_kvmix_says_what_it_ranked_by(cli, tiny):
+    document = cli("search", "--model", tiny, *SMALL, *FEW, "--strategy", "kvmix", "--json").document()
+    assert document["ranked_by"] == "gradient_norm"

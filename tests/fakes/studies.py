@@ -20,6 +20,7 @@ from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.precision import PrecisionPair, candidate_pairs
 from kvtuner_core.domain.provenance import Provenance
 from kvtuner_core.domain.scheme import QuantScheme
+from kvtuner_core.domain.scores import ErrorScores, LayerNorms, PairScores, ScorePick, SweepScores, WeightScores
 from kvtuner_core.domain.strategy import SearchStrategy
 from kvtuner_core.domain.study import (
     Candidate,
@@ -30,6 +31,7 @@ from kvtuner_core.domain.study import (
     SweepSpec,
 )
 from kvtuner_core.tuning import PolicySearch, baselines, build_space, hypervolume, pareto_front
+from kvtuner_core.tuning.scores import implied_policy, score_table
 
 _KEY_ERROR = {16: 0.0, 8: 0.006, 4: 0.09, 3: 0.2, 2: 0.55}
 _VALUE_ERROR = {16: 0.0, 8: 0.005, 4: 0.075, 3: 0.17, 2: 0.36}
@@ -100,14 +102,64 @@ def profile(layer: int, pair: PrecisionPair, *, layers: int = 30, seed: int = 0)
     )
 
 
+def sweep_scores(layers: int = 30, *, bits: tuple[int, ...] = (2, 4, 8), seed: int = 0) -> SweepScores:
+    """Scores that follow the synthetic KL more or less closely."""
+    rng = np.random.default_rng([seed, 99])
+    cells = [
+        PairScores(
+            layer=layer,
+            pair=pair,
+            gradient_error=3.0 * found.kl**0.5 * float(rng.lognormal(0.0, 0.4)),
+            fisher_error=found.kl * float(rng.lognormal(0.0, 0.1)),
+        )
+        for layer in range(layers)
+        for pair in candidate_pairs(bits)
+        for found in [profile(layer, pair, layers=layers, seed=seed)]
+    ]
+    norms = tuple(
+        LayerNorms(
+            layer=layer,
+            key_gradient=float(rng.lognormal(-2.0, 0.5)),
+            value_gradient=float(rng.lognormal(-1.0, 0.5)),
+            key_weight=float(rng.lognormal(4.0, 0.2)),
+            value_weight=float(rng.lognormal(3.0, 0.2)),
+        )
+        for layer in range(layers)
+    )
+    return SweepScores(
+        errors=ErrorScores(pairs=tuple(cells), probes=4, gradient_seconds=0.8, fisher_seconds=1.9),
+        weights=WeightScores(layers=norms, absent="", tokens=256, gradient_seconds=5.6, weight_seconds=0.01),
+    )
+
+
+def picked(result: SweepResult, *, max_bits: float = 4.5) -> SweepScores:
+    """The scores of a synthetic sweep with what each would pick within a bound."""
+    table, scorer = score_table(result.profiles, result.scores), SyntheticScorer(result.model)
+    picks = []
+    for name in table.names:
+        geometry, scheme = result.model.layers, result.spec.scheme
+        policy = implied_policy(table, name, scheme=scheme, geometry=geometry, max_bits=max_bits)
+        pick = ScorePick(
+            score=name,
+            max_bits=max_bits,
+            policy=policy,
+            effective_bits=effective_bits(policy, geometry),
+            calibration=scorer.score(policy),
+        )
+        picks.append(pick)
+    return replace(result.scores, picks=tuple(picks))
+
+
 def sweep_spec(scheme: QuantScheme | None = None, **changes: object) -> SweepSpec:
     """A sweep of the bundled model."""
     return replace(SweepSpec(scheme=scheme or QuantScheme.per_token(group_size=32)), **changes)
 
 
 @lru_cache(maxsize=8)
-def sweep_result(*, layers: int = 30, bits: tuple[int, ...] = (2, 4, 8), seed: int = 0) -> SweepResult:
-    """A finished sweep, pruned and grouped by the real algorithms."""
+def sweep_result(
+    *, layers: int = 30, bits: tuple[int, ...] = (2, 4, 8), seed: int = 0, scored: bool = False
+) -> SweepResult:
+    """A finished sweep, pruned and grouped by the real algorithms; with scores where asked for."""
     spec = sweep_spec(bits=bits, seed=seed)
     pairs = candidate_pairs(bits)
     profiles = tuple(profile(layer, pair, layers=layers, seed=seed) for layer in range(layers) for pair in pairs)
@@ -118,6 +170,7 @@ def sweep_result(*, layers: int = 30, bits: tuple[int, ...] = (2, 4, 8), seed: i
         space=build_space(profiles, spec.pruning, spec.grouping),
         provenance=provenance(),
         seconds=48.5,
+        scores=sweep_scores(layers, bits=bits, seed=seed) if scored else None,
     )
 
 

@@ -33,7 +33,7 @@ def test_a_search_finds_a_front_scored_on_prompts_it_did_not_see(ws, search_spec
     assert 0 < result.hypervolume < 1
     assert [name for name, _ in result.seconds] == ["sweep", "search", "evaluation"]
     stages = list(dict.fromkeys(progress.stage for progress in seen))
-    assert stages == ["model", "sweep", "search", "evaluation"]
+    assert stages == ["model", "sweep", "scores", "search", "evaluation"]
     assert from_json(SearchResult, to_json(result)) == result
     assert from_json(SearchResult, ws.store.get_result("abc")) == result
 

@@ -1,0 +1,84 @@
+"""Scores of a layer's projections: KVmix's gradient norms, and the norms of the weights themselves.
+
+KVmix (AAAI 2026, arXiv 2506.08018) ranks layers by ||dL/dW_k|| and ||dL/dW_v||, L the next-token
+cross-entropy of the full-precision model, the mean of the norms over its prompts. One forward and
+one backward pass per prompt give every layer. A text's first tokens are enough to rank layers, and
+bound time and memory whatever the context, so each prompt is read up to `MOST_TOKENS`.
+"""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kvtuner_core.domain.scores import LayerNorms, WeightScores
+from kvtuner_core.runtime.loading import LoadedModel
+from kvtuner_core.runtime.projections import Projection, find_projections, recorded_projections
+from kvtuner_core.runtime.prompts import CutPrompt
+
+MOST_TOKENS = 256
+"""Tokens of each prompt that the loss is taken over."""
+
+
+def weight_scores(loaded: LoadedModel, prompts: Sequence[CutPrompt]) -> WeightScores:
+    """Norms of W_k and W_v and of their gradients, for every cached layer.
+
+    Args:
+        loaded: The model.
+        prompts: Calibration prompts; each is read by itself, so none is padded.
+    """
+    projections = find_projections(loaded.model, len(loaded.info.layers))
+    if projections is None:
+        return WeightScores(
+            layers=(),
+            absent=f"The rows of W_k and W_v of {type(loaded.model).__name__} cannot be told apart.",
+            tokens=0,
+            gradient_seconds=0.0,
+            weight_seconds=0.0,
+        )
+    started = time.perf_counter()
+    weights = [(_norm(layer.keys), _norm(layer.values)) for layer in projections]
+    between = time.perf_counter()
+    texts = [(*prompt.prefix, *prompt.suffix)[:MOST_TOKENS] for prompt in prompts]
+    flat = [side for layer in projections for side in (layer.keys, layer.values)]
+    gradients = _mean_norms(loaded, texts, flat)
+    return WeightScores(
+        layers=tuple(
+            LayerNorms(
+                layer=layer,
+                key_gradient=gradients[2 * layer],
+                value_gradient=gradients[2 * layer + 1],
+                key_weight=keys,
+                value_weight=values,
+            )
+            for layer, (keys, values) in enumerate(weights)
+        ),
+        absent="",
+        tokens=max(map(len, texts)),
+        gradient_seconds=time.perf_counter() - between,
+        weight_seconds=between - started,
+    )
+
+
+def _norm(projection: Projection) -> float:
+    return float(torch.linalg.vector_norm(projection.weight.detach().double()))
+
+
+def _mean_norms(loaded: LoadedModel, texts: Sequence[Sequence[int]], projections: Sequence[Projection]) -> list[float]:
+    """Of each projection, the mean over the texts of the norm of the mean loss' gradient."""
+    sums = dict.fromkeys(projections, 0.0)
+    for text in texts:
+        ids = torch.tensor([text], device=loaded.device)
+        with torch.enable_grad(), recorded_projections(projections) as recorded:
+            logits = loaded.model(input_ids=ids, use_cache=False).logits[0]
+            # The sum is what is differentiated: the small gradients of a mean would vanish in float16.
+            gradients = torch.autograd.grad(_summed_loss(logits, ids[0]), [one.output for one in recorded])
+        for one, gradient in zip(recorded, gradients, strict=True):
+            sums[one.projection] += one.gradient_norm(gradient) / (len(text) - 1)
+    return [total / len(texts) for total in sums.values()]
+
+
+def _summed_loss(logits: Tensor, ids: Tensor) -> Tensor:
+    exact = logits[:-1].to(torch.promote_types(logits.dtype, torch.float32))
+    return torch.nn.functional.cross_entropy(exact, ids[1:], reduction="sum")
