@@ -7,6 +7,8 @@ from kvtuner_core.domain.runs import Progress
 
 _RECENT = 32
 _KNOWN_AFTER = 2
+_AT_ONCE = 0.002
+"""Seconds within which progresses were fetched together: what came before them took them all."""
 
 
 class Pace:
@@ -24,6 +26,7 @@ class Pace:
         self._left = 0
         self._together = 1
         self._since = 0.0
+        self._burst = (0, 0.0)
         self._durations: deque[float] = deque(maxlen=_RECENT)
 
     def start(self, now: float) -> None:
@@ -35,15 +38,24 @@ class Pace:
         if progress.stage != self._stage:
             self._stage, self._computed, self._reused = progress.stage, 0, 0
             self._durations.clear()
+            self._burst = (0, 0.0)
         computed = progress.done - progress.reused
         new = computed - self._computed
         if new > 0:
-            self._durations.extend([(now - self._since) / new] * min(new, _RECENT))
+            self._add(new, now - self._since)
         if new > 0 or progress.reused > self._reused:
             self._since = now
         self._computed, self._reused = computed, progress.reused
         self._left = max(0, progress.total - progress.done)
         self._together = min(max(1, progress.together), _RECENT // _KNOWN_AFTER)
+
+    def _add(self, units: int, seconds: float) -> None:
+        if seconds < _AT_ONCE and self._durations:
+            for _ in range(min(self._burst[0], len(self._durations))):
+                self._durations.pop()
+            units, seconds = units + self._burst[0], seconds + self._burst[1]
+        self._burst = (units, seconds)
+        self._durations.extend([seconds / units] * min(units, _RECENT))
 
     @property
     def rate(self) -> float:

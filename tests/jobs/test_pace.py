@@ -69,3 +69,11 @@ def test_units_that_end_in_bursts_share_their_time():
     # Two units every two seconds, twelve left.
     assert measured.seconds_left(36.01) == pytest.approx(12.0, abs=0.1)
     assert pace(*steps, total=20).seconds_left(36.01) < 1.0, "Taken for one after the other, half of them took no time."
+
+
+def test_progresses_that_were_fetched_together_share_the_time_before_them():
+    fetched = [(5.0 * second + offset, 5 * second + place, 0) for second in (1, 2) for place, offset in
+               enumerate((0.0, 1e-5, 2e-5, 3e-5, 4e-5), start=-4)]  # fmt: skip
+    measured = pace(*fetched, total=100)
+    assert measured.seconds_left(10.0) == pytest.approx(90 * 1.0, rel=0.02)
+    assert measured.rate == pytest.approx(1.0, rel=0.02)
