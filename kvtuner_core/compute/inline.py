@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvtuner_core.compute.agreement import check_agreement
+from kvtuner_core.compute.threads import let_idle_threads_sleep
 from kvtuner_core.domain.model import ModelInfo
 from kvtuner_core.domain.ports import Emit
 from kvtuner_core.domain.tasks import Answer, InspectTask, MeasureTask, ModelReport, Task, WorkerInfo
@@ -39,6 +40,7 @@ class InlineCompute:
         with self._lock:
             if self._runtime is None:
                 # torch and transformers take seconds to import, so only a first task pays for them.
+                let_idle_threads_sleep()
                 from kvtuner_core.runtime.worker import Runtime
 
                 self._runtime = Runtime(cache_dir=self._cache_dir, roots=self._roots)

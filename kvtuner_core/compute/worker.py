@@ -10,6 +10,7 @@ from typing import Protocol
 from distributed import WorkerPlugin, get_worker
 from distributed.protocol.serialize import deserialize_bytes, serialize_bytes
 
+from kvtuner_core.compute.threads import let_idle_threads_sleep
 from kvtuner_core.domain.ports import Emit
 from kvtuner_core.domain.tasks import Answer, Task
 from kvtuner_core.errors import CancelledError, KVTunerError
@@ -107,6 +108,7 @@ class RuntimePlugin(WorkerPlugin):
 
 def open_runtime(cache_dir: Path, roots: tuple[Path, ...] | None) -> Runner:
     """The real runner; torch and transformers are imported here, in the worker alone."""
+    let_idle_threads_sleep()
     from kvtuner_core.runtime.worker import Runtime
 
     return Runtime(cache_dir=cache_dir, roots=roots)
