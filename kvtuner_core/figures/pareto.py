@@ -176,10 +176,11 @@ def _range(info: ParetoInfo) -> list[float]:
 def _hover(point: ParetoPoint, seen: str, objective: Objective) -> str:
     value = point.value(seen)
     prompts = "evaluation" if seen == "evaluation" and point.evaluation else "calibration"
+    other = f" ({short(point.calibration.mean)} on calibration prompts)" if prompts == "evaluation" else ""
     return (
         f"<b>{point.id}</b>, {point.effective_bits:.2f} effective bits ({point.nominal_bits:.2f} nominal)<br>"
         f"{objective.label} {short(value.mean)} {objective.unit}, 95% {short(value.low)} to {short(value.high)}, "
-        f"{prompts} prompts<br>"
+        f"{prompts} prompts{other}<br>"
         f"{wrapped(point.policy)}"
     )
 
@@ -221,11 +222,15 @@ def _dominated(info: ParetoInfo) -> go.Scatter:
 
 
 def _calibration_line(info: ParetoInfo) -> go.Scatter:
+    front = info.of("front")
     return go.Scatter(
-        **_trace(info, info.of("front"), seen="calibration", bars=False),
+        x=[point.effective_bits for point in front],
+        y=[floored(point.calibration.mean, info.floor) for point in front],
         mode="lines",
         name="front, calibration",
         line={"color": BLUE, "width": 1, "dash": "dot"},
+        # It lies close to the front on evaluation prompts, whose points are the ones to click.
+        hoverinfo="skip",
     )
 
 
