@@ -57,5 +57,6 @@ def test_a_program_that_plans_a_search_stays_without_torch(tmp_path):
         check=True,
     )
     bundled, tiny, loaded = done.stdout.splitlines()[-3:]
-    assert tiny == str(3 * 9 + 200 + 2 * 6)
+    errors, scores, searched, uniform = 3 * 9, 2, 200, 2 * 6
+    assert tiny == str(errors + scores + searched + uniform)
     assert loaded == "[]", bundled

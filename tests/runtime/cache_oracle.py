@@ -67,9 +67,9 @@ def one_layer_policy(scheme: QuantScheme, precision: LayerPrecision) -> KVPolicy
 
 
 def expected_side(
-    raw: Tensor, scheme: QuantScheme, bits: int, *, keys: bool, tokens: int, window: int | None
+    raw: Tensor, scheme: QuantScheme, bits: int, *, keys: bool, tokens: int, window: int | None, forgets: bool = True
 ) -> Tensor:
-    """The first ``tokens`` of ``raw`` as a query reads them, those that a sliding window forgot left out."""
+    """The first ``tokens`` of ``raw`` as a query reads them, those that a sliding window ``forgets`` left out."""
     sinks = 0 if window is not None else min(tokens, scheme.sink_length)
     end = max(sinks, packed_until(scheme, tokens, sinks=sinks, sliding_window=window))
     granularity = scheme.key_granularity if keys else scheme.value_granularity
@@ -85,22 +85,31 @@ def expected_side(
             scale_dtype=getattr(torch, scheme.scale_dtype.value),
             rotated=scheme.rotates_keys if keys else scheme.rotates_values,
         )
-    return read if window is None else read[:, :, max(0, tokens - (window - 1)) :]
+    return read if window is None or not forgets else read[:, :, max(0, tokens - (window - 1)) :]
 
 
-def expected_history(states: tuple[Tensor, ...], layer: PackedLayer, *, tokens: int) -> tuple[Tensor, Tensor]:
-    """Keys and values after ``tokens`` tokens, head by head."""
+def expected_history(
+    states: tuple[Tensor, ...], layer: PackedLayer, *, tokens: int, forgets: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Keys and values after ``tokens`` tokens, head by head, what a sliding window ``forgets`` left out."""
     heads = layer.precision.heads or (layer.precision.pair,) * layer.geometry.kv_heads
     window, scheme = layer.geometry.sliding_window, layer.scheme
-    keys = [
-        expected_side(states[0][:, [h]], scheme, pair.key_bits, keys=True, tokens=tokens, window=window)
-        for h, pair in enumerate(heads)
-    ]
-    values = [
-        expected_side(states[1][:, [h]], scheme, pair.value_bits, keys=False, tokens=tokens, window=window)
-        for h, pair in enumerate(heads)
-    ]
-    return torch.cat(keys, dim=1), torch.cat(values, dim=1)
+    sides = []
+    for raw, is_key in zip(states, (True, False), strict=True):
+        each = [
+            expected_side(
+                raw[:, [h]],
+                scheme,
+                pair.key_bits if is_key else pair.value_bits,
+                keys=is_key,
+                tokens=tokens,
+                window=window,
+                forgets=forgets,
+            )
+            for h, pair in enumerate(heads)
+        ]
+        sides.append(torch.cat(each, dim=1))
+    return sides[0], sides[1]
 
 
 def feed(layer: PackedLayer, states: tuple[Tensor, ...], begin: int, end: int) -> tuple[Tensor, Tensor]:

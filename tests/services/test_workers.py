@@ -96,6 +96,7 @@ def opened(tmp_path):
 
 def found(result):
     """Everything that a search found, as bytes, without times and where it ran."""
+    scores = result.sweep.scores
     bare = replace(
         result,
         run="",
@@ -104,7 +105,17 @@ def found(result):
         candidates=_untimed(result.candidates),
         front=_untimed(result.front),
         baselines=_untimed(result.baselines),
-        sweep=replace(result.sweep, seconds=0.0, provenance=replace(result.sweep.provenance, created="")),
+        sweep=replace(
+            result.sweep,
+            seconds=0.0,
+            provenance=replace(result.sweep.provenance, created=""),
+            profiles=tuple(replace(one, local_seconds=0.0, kl_seconds=0.0) for one in result.sweep.profiles),
+            scores=replace(
+                scores,
+                errors=replace(scores.errors, gradient_seconds=0.0, fisher_seconds=0.0),
+                weights=replace(scores.weights, gradient_seconds=0.0, weight_seconds=0.0),
+            ),
+        ),
     )
     return TypeAdapter(SearchResult).dump_json(bare)
 
