@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -15,22 +16,26 @@ try:
 except KVTunerError:
     pass
 assert "torch" in sys.modules
-print(os.environ["OMP_WAIT_POLICY"])
+print(os.environ["GOMP_SPINCOUNT"])
 """
 
 
-def test_idle_threads_sleep_unless_somebody_said_otherwise(monkeypatch):
-    import os
-
+def test_idle_threads_spin_briefly_unless_somebody_said_otherwise(monkeypatch):
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     let_idle_threads_sleep()
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    let_idle_threads_sleep()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     let_idle_threads_sleep()
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert "GOMP_SPINCOUNT" not in os.environ
 
 
 def test_model_work_in_this_process_begins_with_it(monkeypatch, tmp_path):
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     done = subprocess.run([sys.executable, "-c", _SCRIPT, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "PASSIVE"
+    assert done.stdout.strip() == "1000"
