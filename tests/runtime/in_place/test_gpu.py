@@ -1,5 +1,7 @@
 """The cache in buffers and the captured step on a GPU, against the plain cache there."""
 
+import copy
+
 import pytest
 import torch
 
@@ -38,6 +40,11 @@ def models():
         return {name: tiny_model(name, sharpness=1.5, **more).bfloat16().cuda() for name, more in SIZES.items()}
 
 
+@pytest.fixture(scope="module")
+def exact_models(models):
+    return {name: copy.deepcopy(model).float() for name, model in models.items()}
+
+
 def _policy(model, scheme):
     count = model.config.num_hidden_layers
     pairs = tuple(LayerPrecision(pair=PrecisionPair.parse(NAMES[index % 3])) for index in range(count))
@@ -61,14 +68,22 @@ def _off(found, expected):
     return float((found - expected).norm() / expected.norm())
 
 
+def _worst_off(found, expected):
+    """The largest relative distance of any one step."""
+    return max(_off(one, other) for one, other in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 @pytest.mark.parametrize("family", SIZES)
-def test_a_captured_step_reads_what_the_plain_cache_reads(models, family, scheme):
+def test_a_captured_step_is_as_near_to_float32_as_the_plain_cache(models, exact_models, family, scheme):
     model, ids = models[family], _ids(3, 170)
     policy, padding = _policy(model, scheme), torch.tensor([0, 5, 60], device="cuda")
     for pads in (None, padding):
         plain = QuantizedKVCache(policy, model, in_place=False)
         expected = _logits(Decoder(model, plain, padding=pads), ids, 90)
+        exact_model = exact_models[family]
+        exact_cache = QuantizedKVCache(policy, exact_model, in_place=False)
+        exact = _logits(Decoder(exact_model, exact_cache, padding=pads), ids, 90)
         eager = QuantizedKVCache(policy, model, in_place=True, max_tokens=170)
         decoder = Decoder(model, eager, padding=pads, capture=False)
         called = _logits(decoder, ids, 90)
@@ -79,10 +94,13 @@ def test_a_captured_step_reads_what_the_plain_cache_reads(models, family, scheme
         assert decoder.mode is DecodeMode.GRAPH, decoder.why_eager
         assert (decoder.path == "fused kernels and layers, CUDA graph") == (family in FUSED), decoder.path
         assert graph.kernels is Kernels.TRITON
-        # Sums in another order where layers are fused; the same kernels elsewhere.
-        assert _off(captured, called) < (2e-2 if family in FUSED else 2e-3)
-        # bfloat16 activations: two ways of rounding, and now and then a neighbouring code.
-        assert _off(captured, expected) < 4e-2
+        if family not in FUSED:
+            assert _off(captured, called) < 2e-3  # the same kernels
+        # bfloat16 activations round, and now and then fall into a neighbouring code: the model in float32 from the
+        # same weights says how far that carries, and the captured step may not be further off than the plain cache.
+        for found in (called, captured):
+            assert _off(found, exact) < 1.5 * _off(expected, exact)
+            assert _worst_off(found, exact) < 2 * _worst_off(expected, exact)
         predicted = cache_bytes(policy, graph.geometry, tokens=170, batch=3)
         assert graph.measured_bytes() == plain.measured_bytes() == predicted
         decoder.close()
