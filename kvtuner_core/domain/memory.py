@@ -180,16 +180,18 @@ def effective_bits(policy: KVPolicy, layers: Sequence[LayerGeometry]) -> float:
     held = StoredTokens(sinks=0, packed=tokens, window=0)
     total_bytes = 0
     scalars = 0
-    for index, (precision, geometry) in enumerate(zip(policy.layers, layers, strict=True)):
-        for key_bits, value_bits in _head_pairs(precision, geometry.kv_heads, index):
+    for precision, geometry in zip(policy.layers, layers, strict=True):
+        # Heads that share a pair are counted once.
+        heads = geometry.kv_heads // len(precision.pairs)
+        for pair in precision.pairs:
             for bits, granularity, head_dim in (
-                (key_bits, scheme.key_granularity, geometry.key_dim),
-                (value_bits, scheme.value_granularity, geometry.value_dim),
+                (pair.key_bits, scheme.key_granularity, geometry.key_dim),
+                (pair.value_bits, scheme.value_granularity, geometry.value_dim),
             ):
-                total_bytes += _side_bytes(
+                total_bytes += heads * _side_bytes(
                     scheme, granularity, held, bits=bits, head_dim=head_dim, full_bytes=FULL_BYTES
                 )
-                scalars += tokens * head_dim
+                scalars += heads * tokens * head_dim
     return 8 * total_bytes / scalars
 
 

@@ -67,5 +67,5 @@ def coupling_of(kind: Pairwise, weights: Array, layers: int) -> Array | None:
 
 def interaction(roots: Array, coupling: Array) -> Array:
     """The pairwise terms of policies, ``[n]`` nats per token, from roots ``[n, layers]``."""
-    total: Array = 0.5 * np.einsum("ni,ij,nj->n", roots, coupling, roots)
+    total: Array = 0.5 * ((roots @ coupling) * roots).sum(axis=1)
     return total

@@ -8,17 +8,16 @@ drawn from the posterior: plausible given what was seen, and different where lit
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
-from kvtuner_core.domain.objective import Objective
-from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.study import Candidate
-from kvtuner_core.tuning.additive import AdditiveProblem, Solution, additive_front
+from kvtuner_core.tuning.additive import additive_sums
+from kvtuner_core.tuning.additive_problem import AdditiveProblem, Sums
 from kvtuner_core.tuning.asking import Asking
 from kvtuner_core.tuning.choices import Choice, Choices
-from kvtuner_core.tuning.coupled import Losses, coupled_front
+from kvtuner_core.tuning.coupled import coupled_front
+from kvtuner_core.tuning.refitting import Observations
 from kvtuner_core.tuning.spread import Point, spread
 from kvtuner_core.tuning.surrogate import Surrogate
 
@@ -32,27 +31,43 @@ Predicted = tuple[Choice, float, float]
 """A choice with its effective bits and its predicted loss."""
 
 
-def surrogate_front(choices: Choices, model: Surrogate) -> tuple[Predicted, ...]:
-    """The Pareto front of the surrogate within the bounds of ``choices``, fewest bits first.
+class SurrogateFronts:
+    """The Pareto fronts of one surrogate after the other, over the same choices and within their bounds.
 
-    Exact where the surrogate has no pairwise terms, else as `coupled_front` finds it.
+    Args:
+        choices: Every policy that is allowed.
+        model: Any of the surrogates: they have their pairs in common.
     """
-    rows = zip(choices.layers, choices.pairs, strict=True)
-    losses = tuple(tuple(model.loss(layers, pair) for pair in pairs) for layers, pairs in rows)
-    problem = AdditiveProblem(
-        costs=choices.costs,
-        losses=losses,
-        labels=choices.pairs,
-        budget=choices.budget,
-        most_labels=choices.max_pairs,
-        weights=choices.weights,
-        limit=choices.limit,
-    )
 
-    def solve(own: Losses) -> tuple[Solution, ...]:
-        return additive_front(replace(problem, losses=own))
+    def __init__(self, choices: Choices, model: Surrogate) -> None:
+        self._choices = choices
+        self._columns = [np.array([model.column(pair) for pair in pairs]) for pairs in choices.pairs]
+        self._cells = [np.ix_(np.array(layers), own) for layers, own in zip(choices.layers, self._columns, strict=True)]
+        self._problem = AdditiveProblem(
+            costs=choices.costs,
+            losses=tuple(tuple(0.0 for _ in row) for row in choices.costs),
+            labels=choices.pairs,
+            budget=choices.budget,
+            most_labels=choices.max_pairs,
+            weights=choices.weights,
+            limit=choices.limit,
+        )
+        self._problem.check()
 
-    found = solve(losses) if model.coupling is None else coupled_front(choices, model, losses, solve)
+    def of(self, model: Surrogate) -> Sums:
+        """One front, fewest bits first: exact without pairwise terms, else as `coupled_front` finds it."""
+        alone = model.alone()
+        losses = [alone[cells].sum(axis=0, keepdims=True) for cells in self._cells]
+        if model.coupling is None:
+            return additive_sums(self._problem, losses)
+        return coupled_front(
+            self._choices, model, self._columns, losses, lambda tables: additive_sums(self._problem, tables)
+        )
+
+
+def surrogate_front(choices: Choices, model: Surrogate) -> tuple[Predicted, ...]:
+    """The Pareto front of the surrogate within the bounds of ``choices``, fewest bits first."""
+    found = SurrogateFronts(choices, model).of(model).solutions()
     return tuple((item.choice, choices.bits_of(item.cost), item.loss) for item in found)
 
 
@@ -79,49 +94,43 @@ def guided_asking(choices: Choices, model: Surrogate, *, evaluations: int, seed:
     rng = np.random.default_rng(seed)
     size = max(_SMALLEST_BATCH, evaluations // _BATCHES)
     first = max(size, min(evaluations // _FIRST_SHARE, _FIRST_MOST))
-    start = spread_start(choices, model, most=first)
-    known = _Known(model.objective)
-    batch = tuple(choices.policy(choice) for choice in start)
+    known = _Known(choices, model)
+    batch = spread_start(choices, model, most=first)
     while batch:
-        known.take((yield batch))
-        batch = _next(choices, model, known, size=size, rng=rng)
+        known.take(batch, (yield tuple(choices.policy(choice) for choice in batch)))
+        batch = known.next(size=size, rng=rng)
 
 
 class _Known:
-    """What was evaluated so far."""
+    """What was evaluated so far, and what it says should come next."""
 
-    def __init__(self, objective: Objective) -> None:
-        self._objective = objective
-        self.losses: dict[KVPolicy, float] = {}
-        self.points: list[Point] = []
+    def __init__(self, choices: Choices, model: Surrogate) -> None:
+        self._choices = choices
+        self._objective = model.objective
+        self._fronts = SurrogateFronts(choices, model)
+        self._observations = Observations(model)
+        self._seen: set[Choice] = set()
+        self._points: list[Point] = []
 
-    def take(self, told: Sequence[Candidate]) -> None:
+    def take(self, asked: Sequence[Choice], told: Sequence[Candidate]) -> None:
         """Take in a batch."""
+        self._seen.update(asked)
         for candidate in told:
-            self.losses[candidate.policy] = candidate.loss(self._objective)
-            self.points.append((candidate.effective_bits, self.losses[candidate.policy]))
+            loss = candidate.loss(self._objective)
+            self._observations.add(candidate.policy, loss)
+            self._points.append((candidate.effective_bits, loss))
 
-    def observed(self) -> list[tuple[KVPolicy, float]]:
-        """Policies and losses, in the order of evaluation."""
-        return list(self.losses.items())
+    def next(self, *, size: int, rng: np.random.Generator) -> tuple[Choice, ...]:
+        """Up to ``size`` new choices of the refitted model, or else of one that is drawn; none where all are known."""
+        refit = self._observations.refitted()
+        batch = self._unseen(refit.mean(), size=size)
+        for _ in range(_DRAWS):
+            if batch:
+                break
+            batch = self._unseen(refit.drawn(rng), size=size)
+        return batch
 
-
-def _next(
-    choices: Choices, model: Surrogate, known: _Known, *, size: int, rng: np.random.Generator
-) -> tuple[KVPolicy, ...]:
-    batch = _unseen(choices, model.corrected(known.observed()), known, size=size)
-    for _ in range(_DRAWS):
-        if batch:
-            break
-        batch = _unseen(choices, model.corrected(known.observed(), rng=rng), known, size=size)
-    return batch
-
-
-def _unseen(choices: Choices, model: Surrogate, known: _Known, *, size: int) -> tuple[KVPolicy, ...]:
-    new = [
-        (policy, (bits, kl))
-        for choice, bits, kl in surrogate_front(choices, model)
-        if (policy := choices.policy(choice)) not in known.losses
-    ]
-    picked = spread([point for _, point in new], known.points, most=size)
-    return tuple(new[index][0] for index in picked)
+    def _unseen(self, model: Surrogate, *, size: int) -> tuple[Choice, ...]:
+        new = [item for item in self._fronts.of(model).solutions() if item.choice not in self._seen]
+        points = [(self._choices.bits_of(item.cost), item.loss) for item in new]
+        return tuple(new[index].choice for index in spread(points, self._points, most=size))

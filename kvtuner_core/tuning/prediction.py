@@ -15,8 +15,9 @@ from kvtuner_core.tuning.constraints import constrained, layer_space
 from kvtuner_core.tuning.correlation import spearman
 from kvtuner_core.tuning.front import dominated_share
 from kvtuner_core.tuning.guided import surrogate_front
+from kvtuner_core.tuning.refitting import Evidence, corrected, evidence
 from kvtuner_core.tuning.spread import Point
-from kvtuner_core.tuning.surrogate import Evidence, Surrogate
+from kvtuner_core.tuning.surrogate import Surrogate
 
 MOST_ENUMERATED = 500_000
 """Configurations up to which a space is enumerated one by one."""
@@ -64,8 +65,9 @@ def prediction(result: SearchResult) -> Prediction:
         measured=measured,
         rank_correlation=spearman(predicted, measured),
         ratio=median(ratios) if ratios else None,
-        evidence=Surrogate.additive(result.sweep.profiles, objective).evidence(
-            [(item.policy, item.loss(objective)) for item in known]
+        evidence=evidence(
+            Surrogate.additive(result.sweep.profiles, objective),
+            [(item.policy, item.loss(objective)) for item in known],
         ),
     )
 
@@ -123,7 +125,7 @@ def _regret(result: SearchResult, space: SearchSpace, name: str) -> Regret:
     objective = result.spec.objective
     model = Surrogate.additive(result.sweep.profiles, objective)
     seen = [item for item in result.candidates if model.knows(item.policy)]
-    model = model.corrected([(item.policy, item.loss(objective)) for item in seen], pairwise=False)
+    model = corrected(model, [(item.policy, item.loss(objective)) for item in seen], pairwise=False)
     choices = Choices(
         constrained(space, result.spec.constraints),
         result.spec.sweep.scheme,

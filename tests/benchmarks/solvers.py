@@ -29,6 +29,7 @@ from kvtuner_core.services.workspace import Settings, Workspace
 from kvtuner_core.tuning import PolicySearch
 from kvtuner_core.tuning.correlation import spearman
 from kvtuner_core.tuning.front import REFERENCE_BITS, REFERENCE_KL, dominated_share
+from kvtuner_core.tuning.refitting import evidence
 from kvtuner_core.tuning.surrogate import Surrogate
 from tests.benchmarks.variants import VARIANTS, make_variant
 
@@ -133,7 +134,7 @@ def measure(workspace: Workspace, name: str, model: str, options: argparse.Names
     found = run_all(swept, measurements, options, name)
     surrogate = Surrogate.additive(swept.profiles)
     seen = {item.policy: item.calibration.kl.mean for each in found for item in each.candidates}
-    evidence = surrogate.evidence(list(seen.items()))
+    found_terms = evidence(surrogate, seen.items())
     made = rows(found, surrogate)
     return {
         "model": name,
@@ -147,7 +148,10 @@ def measure(workspace: Workspace, name: str, model: str, options: argparse.Names
         "evaluations": options.evaluations,
         "policies_scored": len(seen),
         "hypervolume_reference": {"effective_bits": REFERENCE_BITS, "kl": REFERENCE_KL},
-        "pairwise": {"kind": str(evidence.kind), "left_out_errors": {str(k): round(e, 4) for k, e in evidence.errors}},
+        "pairwise": {
+            "kind": str(found_terms.kind),
+            "left_out_errors": {str(k): round(e, 4) for k, e in found_terms.errors},
+        },
         "rows": made,
         "auto_is_behind": [row["strategy"] for row in made if row["auto_ahead_by"]["high"] < 0],  # type: ignore[index]
     }

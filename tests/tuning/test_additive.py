@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtuner_core.errors import InputError
-from kvtuner_core.tuning.additive import LARGEST_LOSS, AdditiveProblem, additive_front
+from kvtuner_core.tuning.additive import additive_front
+from kvtuner_core.tuning.additive_problem import LARGEST_LOSS, AdditiveProblem
 
 LOSSES = st.one_of(st.floats(0, 3, allow_nan=False), st.sampled_from([0.0, 0.5, 1.0]))
 

@@ -5,6 +5,7 @@ import pytest
 
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.tuning.coupling import Pairwise, coupling_of, interaction, pair_features
+from kvtuner_core.tuning.refitting import corrected, evidence
 from kvtuner_core.tuning.surrogate import Surrogate
 from tests.tuning.builders import SCHEME, pairs, table_profiles
 
@@ -24,7 +25,7 @@ def _policies(count, seed=0):
 
 
 def _roots(policy):
-    return np.array([MODEL.root(index, layer.pair) for index, layer in enumerate(policy.layers)])
+    return np.array([MODEL.roots()[index, MODEL.column(layer.pair)] for index, layer in enumerate(policy.layers)])
 
 
 def _near(policy):
@@ -60,8 +61,8 @@ def test_without_terms_there_is_nothing():
 def test_terms_that_are_there_are_found_and_predict_what_was_not_seen(truth, kinds):
     seen, unseen = _policies(80), _policies(80, seed=1)
     observed = [(policy, truth(policy)) for policy in seen]
-    with_terms, without = MODEL.corrected(observed), MODEL.corrected(observed, pairwise=False)
-    assert MODEL.evidence(observed).kind in kinds
+    with_terms, without = corrected(MODEL, observed), corrected(MODEL, observed, pairwise=False)
+    assert evidence(MODEL, observed).kind in kinds
     assert with_terms.coupling is not None
     assert without.coupling is None
 
@@ -79,14 +80,14 @@ def test_terms_that_are_not_there_stay_out(seed):
     for policy in _policies(60, seed=seed):
         alone = sum(factors[i] * MODEL.loss((i,), layer.pair) for i, layer in enumerate(policy.layers))
         observed.append((policy, float(alone * rng.lognormal(0.0, 0.05))))
-    assert MODEL.evidence(observed).kind is Pairwise.NONE
-    assert MODEL.corrected(observed).coupling is None
+    assert evidence(MODEL, observed).kind is Pairwise.NONE
+    assert corrected(MODEL, observed).coupling is None
 
 
 def test_few_evaluations_are_no_evidence():
     observed = [(policy, _every(policy)) for policy in _policies(20)]
-    assert MODEL.evidence(observed).errors == ()
-    assert MODEL.corrected(observed).coupling is None
+    assert evidence(MODEL, observed).errors == ()
+    assert corrected(MODEL, observed).coupling is None
 
 
 def test_predictions_stay_above_a_tenth_of_the_sum():

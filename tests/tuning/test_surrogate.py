@@ -8,6 +8,7 @@ import pytest
 from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.tuning.correlation import spearman
+from kvtuner_core.tuning.refitting import Observations, corrected
 from kvtuner_core.tuning.surrogate import Surrogate
 from tests.tuning.builders import SCHEME, additive_kl, pairs, table_profiles
 
@@ -47,28 +48,28 @@ def test_uncorrected_it_is_the_sum_of_the_isolated_kls():
 
 def test_true_evaluations_teach_it_the_interactions():
     seen, unseen = _policies(60), _policies(60, seed=1)
-    corrected = MODEL.corrected([(policy, _interacting(policy)) for policy in seen])
-    assert _error(corrected, unseen) < 0.35 * _error(MODEL, unseen)
+    taught = corrected(MODEL, [(policy, _interacting(policy)) for policy in seen])
+    assert _error(taught, unseen) < 0.35 * _error(MODEL, unseen)
     truth = [_interacting(policy) for policy in unseen]
-    better = spearman([corrected.predict(policy) for policy in unseen], truth)
+    better = spearman([taught.predict(policy) for policy in unseen], truth)
     assert better > spearman([MODEL.predict(policy) for policy in unseen], truth)
 
 
 def test_an_additive_truth_changes_nothing():
-    corrected = MODEL.corrected([(policy, MODEL.predict(policy)) for policy in _policies(40)])
-    assert corrected.factors == pytest.approx(1.0, abs=1e-6)
+    taught = corrected(MODEL, [(policy, MODEL.predict(policy)) for policy in _policies(40)])
+    assert taught.factors == pytest.approx(1.0, abs=1e-6)
 
 
 def test_broken_and_unknown_evaluations_are_left_out():
     broken = [(policy, kl) for policy, kl in zip(_policies(3), (math.nan, math.inf, -math.inf), strict=True)]
     odd = [(KVPolicy.uniform(name, layers=20, scheme=SCHEME), 1.0) for name in ("KV3", "K16V16")]
-    assert MODEL.corrected(broken + odd) is MODEL
-    assert MODEL.corrected([]) is MODEL
+    assert corrected(MODEL, broken + odd) is MODEL
+    assert corrected(MODEL, []) is MODEL
 
 
 def test_draws_differ_where_little_was_seen_and_agree_with_what_was():
     seen = [(policy, _interacting(policy)) for policy in _policies(30)]
-    drawn = [MODEL.corrected(seen, rng=np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    drawn = [Observations(MODEL, seen).refitted().drawn(np.random.default_rng(seed)) for seed in (0, 0, 1)]
     assert np.array_equal(drawn[0].factors, drawn[1].factors)
     assert not np.allclose(drawn[0].factors, drawn[2].factors)
     assert _error(drawn[2], [policy for policy, _ in seen]) < _error(MODEL, [policy for policy, _ in seen])
@@ -80,8 +81,8 @@ def test_another_objective_is_brought_to_its_scale_and_corrected(scale):
     observed = [(policy, scale * _interacting(policy)) for policy in _policies(60)]
     unseen = _policies(40, seed=9)
     truth = [scale * _interacting(policy) for policy in unseen]
-    corrected = model.corrected(observed)
-    error = float(np.mean([abs(corrected.predict(p) / true - 1) for p, true in zip(unseen, truth, strict=True)]))
+    taught = corrected(model, observed)
+    error = float(np.mean([abs(taught.predict(p) / true - 1) for p, true in zip(unseen, truth, strict=True)]))
     assert error < 0.1
 
 
@@ -90,7 +91,7 @@ def test_losses_below_zero_leave_the_surrogate_usable():
     observed = [
         (policy, _interacting(policy) * (-0.2 if row % 7 == 0 else 0.8)) for row, policy in enumerate(_policies(60))
     ]
-    corrected = model.corrected(observed)
+    taught = corrected(model, observed)
     unseen = _policies(40, seed=9)
-    assert spearman([corrected.predict(p) for p in unseen], [_interacting(p) for p in unseen]) > 0.8
-    assert model.corrected([(policy, -1.0) for policy, _ in observed]).predict(unseen[0]) > 0
+    assert spearman([taught.predict(p) for p in unseen], [_interacting(p) for p in unseen]) > 0.8
+    assert corrected(model, [(policy, -1.0) for policy, _ in observed]).predict(unseen[0]) > 0
