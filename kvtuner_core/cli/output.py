@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from kvtuner_core.domain.runs import Progress
+from kvtuner_core.errors import KVTunerError
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -33,13 +34,23 @@ class Output:
 
     def document(self, value: Mapping[str, object]) -> None:
         """Write the one JSON document; numbers that are not finite become null."""
-        self.stdout.write(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
-        self.stdout.flush()
+        self._write(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
 
     def text(self, text: str, *, end: str = "\n") -> None:
         """Write readable text."""
-        self.stdout.write(text + end)
-        self.stdout.flush()
+        self._write(text + end)
+
+    def _write(self, text: str) -> None:
+        try:
+            self.stdout.write(text)
+            self.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise KVTunerError(
+                f"Standard output must take the whole result; writing failed: {error.strerror or error}. "
+                "Make room where it goes, or send it elsewhere; what was measured is stored."
+            ) from error
 
     def remark(self, text: str) -> None:
         """Write a line beside the result."""

@@ -1,6 +1,17 @@
-"""Where a stored number comes from."""
+"""Where a stored number comes from, and when."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
+
+
+def utc_now() -> str:
+    """Now, as every time is stored: ISO 8601 in UTC with seconds and a Z."""
+    return as_utc(datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def as_utc(stamp: str) -> str:
+    """A time of UTC as it was stored at any time, written as `utc_now` does."""
+    return stamp.removesuffix("+00:00") + "Z" if stamp.endswith("+00:00") else stamp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import cast
 
 from kvtuner_core.domain.ports import RunLog
+from kvtuner_core.domain.provenance import utc_now
 from kvtuner_core.domain.runs import JobView, Progress, RunKind, RunRecord, RunStatus
 from kvtuner_core.errors import CancelledError, ComputeError, InputError, KVTunerError
 from kvtuner_core.jobs.job import Body, Job
@@ -169,7 +169,7 @@ class JobQueue:
             if self._closed:
                 return None
             job = self._waiting[queue].pop(0)
-            job.record = replace(job.record, status=RunStatus.RUNNING, started=_now())
+            job.record = replace(job.record, status=RunStatus.RUNNING, started=utc_now())
             job.begin()
             return job
 
@@ -214,7 +214,7 @@ class JobQueue:
         """Write how a job ended, once; called with the lock held."""
         if not job.record.status.is_live:
             return
-        job.record = replace(job.record, status=status, finished=_now(), error=error)
+        job.record = replace(job.record, status=status, finished=utc_now(), error=error)
         record = job.record
         last = Progress(stage=record.stage, done=record.done, total=record.total)
         try:
@@ -237,10 +237,6 @@ class _Steps:
         close = cast(Callable[[], None] | None, getattr(self._steps, "close", None))
         if close is not None:
             close()
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _one_line(error: BaseException) -> str:

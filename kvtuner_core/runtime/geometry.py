@@ -128,6 +128,14 @@ def _refuse_unsupported(config: PretrainedConfig, decoder: PretrainedConfig) -> 
         raise ModelError(f"Only attention models keep keys and values; {kind} has no attention heads.")
     if getattr(decoder, "kv_lora_rank", None):
         raise ModelError(f"{kind} caches latent vectors (multi-head latent attention) instead of keys and values.")
+    _refuse_special_attention(kind, decoder)
+
+
+def _refuse_special_attention(kind: str, decoder: PretrainedConfig) -> None:
+    if getattr(decoder, "keep_window_size", None):
+        raise ModelError(
+            f"{kind} makes its attention mask from the cached values, which is not supported. Use another model."
+        )
     types = set(getattr(decoder, "layer_types", None) or ())
     if "chunked_attention" in types or getattr(decoder, "attention_chunk_size", None):
         raise ModelError(f"{kind} has chunked attention, whose cache is not supported. Use another model.")

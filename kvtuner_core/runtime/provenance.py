@@ -2,7 +2,6 @@
 
 import platform
 import tomllib
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -10,13 +9,13 @@ import psutil
 import torch
 import transformers
 
-from kvtuner_core.domain.provenance import Provenance
+from kvtuner_core.domain.provenance import Provenance, utc_now
 
 
 def provenance(device: torch.device, dtype: torch.dtype) -> Provenance:
     """What a number computed now on ``device`` depends on besides its key."""
     return Provenance(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=utc_now(),
         device=device_name(device),
         device_type=device.type,
         dtype=dtype_name(dtype),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kvtuner_core.domain.policy import LayerPrecision
+from kvtuner_core.errors import ModelError
 from kvtuner_core.runtime.attending import Mask, masked_attention, split_attention, splits
 from kvtuner_core.runtime.bank import Bank, LayerHistory, Side
 from kvtuner_core.runtime.footprint import GATHERED_BYTES
@@ -130,6 +131,7 @@ class SuffixAttention:
         layer = self._cached_layer(module, key)
         self.calls += 1
         if self.captured is not None:
+            self._check_states(module, layer, key, value)
             query_, key_, value_ = (
                 side[: self.rows].clone() if self.copies > 1 else side for side in (query, key, value)
             )
@@ -143,6 +145,16 @@ class SuffixAttention:
             output = self._one_by_one(layer, query, key, value, attend)
         missing = query.shape[0] - output.shape[0]
         return (torch.cat([output, output.new_zeros((missing, *output.shape[1:]))]) if missing else output), None
+
+    def _check_states(self, module: nn.Module, layer: int, key: Tensor, value: Tensor) -> None:
+        """Refuse a model that attends to something else than what it caches."""
+        cached = self.banked[0].part.history[layer]
+        shapes = [(side.shape[1], side.shape[3]) for side in (key, value, cached.keys, cached.values)]
+        if shapes[:2] != shapes[2:]:
+            raise ModelError(
+                f"{type(module).__name__} changes keys and values between its cache and its attention "
+                f"(heads and sizes {shapes[2:]} become {shapes[:2]}), so it cannot be measured. Use another model."
+            )
 
     def _gathers(self, key: Tensor, layer: int) -> bool:
         layout = self.banked[0].bank.layout(layer)

@@ -11,7 +11,7 @@ from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.ports import Compute
 from kvtuner_core.domain.precision import PrecisionPair
-from kvtuner_core.domain.provenance import Provenance
+from kvtuner_core.domain.provenance import Provenance, utc_now
 from kvtuner_core.domain.runs import Progress
 from kvtuner_core.domain.tasks import (
     Answer,
@@ -23,7 +23,6 @@ from kvtuner_core.domain.tasks import (
     ScoreTask,
 )
 from kvtuner_core.errors import CancelledError, ComputeError
-from kvtuner_core.services.clock import utc_now
 from kvtuner_core.services.work import Cancelled, never
 from kvtuner_core.services.workspace import Workspace
 from kvtuner_core.store import Identity, SessionIdentity, Store

@@ -4,9 +4,9 @@ import secrets
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
+from kvtuner_core.domain.provenance import utc_now
 from kvtuner_core.domain.runs import Progress, RunKind, RunRecord, RunStatus
 from kvtuner_core.errors import CancelledError, ComputeError
-from kvtuner_core.services.clock import utc_now
 from kvtuner_core.services.workspace import Workspace
 
 Cancelled = Callable[[], bool]

@@ -1,7 +1,6 @@
 """Runs and their results."""
 
-from datetime import UTC, datetime
-
+from kvtuner_core.domain.provenance import as_utc, utc_now
 from kvtuner_core.domain.runs import Progress, RunKind, RunRecord, RunStatus
 from kvtuner_core.store.database import Database, Row
 
@@ -88,7 +87,7 @@ class Runs:
 
 
 def _times(status: RunStatus) -> dict[str, object]:
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    now = utc_now()
     if status is RunStatus.QUEUED:
         return {"started": "", "finished": "", "error": ""}
     if status is RunStatus.RUNNING:
@@ -104,9 +103,9 @@ def _record(row: Row) -> RunRecord:
         status=RunStatus(status),
         title=title,
         spec=spec,
-        created=created,
-        started=started,
-        finished=finished,
+        created=as_utc(created),
+        started=as_utc(started),
+        finished=as_utc(finished),
         stage=stage,
         done=done,
         total=total,

@@ -2,8 +2,8 @@
 
 import hashlib
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
+from kvtuner_core.domain.provenance import utc_now
 from kvtuner_core.store.database import Database
 
 
@@ -33,7 +33,7 @@ class Uploads:
     def put_upload(self, name: str, data: bytes) -> Upload:
         """Keep a file and return what is stored of it."""
         digest = hashlib.sha256(data).hexdigest()
-        created = datetime.now(UTC).isoformat(timespec="seconds")
+        created = utc_now()
         self._database.rows(
             "INSERT INTO uploads VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", [digest, name, data, created]
         )

@@ -87,6 +87,24 @@ def tiny_model(family: str, *, seed: int = 0, sharpness: float = 3.0, **changes:
     return model.eval()
 
 
+def reshaping_model(kind: str) -> tf.PreTrainedModel:
+    """A model that changes what its cache returned before it attends to it: ``diffllama`` or ``jetmoe``."""
+    fields = {**_WIDE, "num_key_value_heads": 2}
+    configs = {
+        "diffllama": tf.DiffLlamaConfig(**{**fields, "hidden_size": 128}),
+        "jetmoe": tf.JetMoeConfig(**fields, kv_channels=16, num_local_experts=2, num_experts_per_tok=2),
+    }
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(configs[kind])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0.0, 2 * parameter.shape[-1] ** -0.5)
+    torch.random.set_rng_state(state)
+    return model.eval()
+
+
 def biased_model(*, seed: int = 0, size: float = 30.0) -> tf.PreTrainedModel:
     """A Qwen2 model whose slowly rotating key channels have large biases, as the real family has."""
     model = tiny_model("qwen2", seed=seed)

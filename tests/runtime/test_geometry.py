@@ -64,6 +64,7 @@ def test_a_multi_modal_config_gives_its_decoder():
         (tf.JambaConfig(), "recurrent"),
         (tf.DeepseekV3Config(), "latent"),
         (tf.Llama4TextConfig(), "chunked"),
+        (tf.DogeConfig(), "from the cached values"),
     ],
 )
 def test_models_without_keys_and_values_per_token_are_refused_with_the_reason(config, reason):

@@ -10,12 +10,12 @@ from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.prompts import Prompt, PromptRole, PromptSet
 from kvtuner_core.domain.scheme import Granularity, QuantScheme, Rotation
 from kvtuner_core.domain.tasks import EvaluationSpec
-from kvtuner_core.errors import PolicyError, PromptError, SchemeError
+from kvtuner_core.errors import ModelError, PolicyError, PromptError, SchemeError
 from kvtuner_core.runtime.cache import QuantizedKVCache
 from kvtuner_core.runtime.geometry import model_info
 from kvtuner_core.runtime.loading import LoadedModel
 from kvtuner_core.runtime.session import Session
-from tests.fakes.models import FAMILIES, biased_model, tiny_model, tiny_tokenizer
+from tests.fakes.models import FAMILIES, biased_model, reshaping_model, tiny_model, tiny_tokenizer
 
 TEXTS = tuple("".join(chr(97 + (i * i * k + i * 7 + k) % 26) for i in range(90)) for k in (3, 5, 8))
 
@@ -227,6 +227,15 @@ def test_what_does_not_fit_is_refused_in_one_line():
     session = Session(loaded, make_spec(scheme))
     with pytest.raises(PolicyError, match="one entry per cached layer"):
         session.score(KVPolicy.uniform("K4V4", layers=2, scheme=scheme))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("jetmoe", "between its cache and its attention"), ("diffllama", "its own forward pass")]
+)
+def test_a_model_that_attends_to_something_else_than_it_caches_is_refused(kind, reason):
+    with pytest.raises(ModelError, match=reason) as caught:
+        Session(make_loaded(reshaping_model(kind)), make_spec(QuantScheme.per_token()))
+    assert "\n" not in str(caught.value)
 
 
 def test_the_seed_moves_only_the_interval():

@@ -12,7 +12,7 @@ def store():
         yield opened
 
 
-def record(run="a", *, kind=RunKind.SWEEP, status=RunStatus.QUEUED, created="2026-11-01T10:00:00+00:00"):
+def record(run="a", *, kind=RunKind.SWEEP, status=RunStatus.QUEUED, created="2026-11-01T10:00:00Z"):
     return RunRecord(id=run, kind=kind, status=status, title=f"Run {run} 'quoted' é", spec='{"x": 1}', created=created)
 
 
@@ -27,13 +27,23 @@ def test_a_record_comes_back_equal(store):
 
 
 def test_runs_come_newest_first_and_filtered(store):
-    store.add_run(record("old", created="2026-11-01T09:00:00+00:00"))
+    store.add_run(record("old", created="2026-11-01T09:00:00Z"))
     store.add_run(record("first", kind=RunKind.SEARCH))
     store.add_run(record("second", status=RunStatus.DONE))
     assert [run.id for run in store.runs()] == ["second", "first", "old"]
     assert [run.id for run in store.runs(kinds=(RunKind.SWEEP,))] == ["second", "old"]
     assert [run.id for run in store.runs(statuses=(RunStatus.QUEUED, RunStatus.RUNNING))] == ["first", "old"]
     assert store.runs(kinds=(RunKind.SEARCH,), statuses=(RunStatus.DONE,)) == ()
+
+
+def test_all_times_are_written_alike(store):
+    store.add_run(record(created="2026-11-01T10:00:00+00:00"))
+    store.update_run("a", status=RunStatus.RUNNING)
+    store.update_run("a", status=RunStatus.DONE)
+    run = store.run("a")
+    assert run.created == "2026-11-01T10:00:00Z"
+    assert run.started.endswith("Z")
+    assert run.finished.endswith("Z")
 
 
 def test_times_follow_the_status(store):

@@ -6,6 +6,7 @@ decode step whose keys come from an `InPlaceLayer`: those attend to its buffers.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,7 +40,8 @@ def _attention(name: str) -> Attention:
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **own: Any
     ) -> tuple[Tensor, Tensor | None]:
         reading = reading_of(key)
-        if reading is None:
+        # Values that the model changed on the way (DiffLlama halves them) are not those of the buffers.
+        if reading is None or reading.values is not value:
             return _original(name, module)(module, query, key, value, attention_mask, **own)
         reading.layer.noticed = True
         if reading.plan is None:
@@ -56,9 +58,8 @@ def _attention(name: str) -> Attention:
 def _padded(reading: Reading, mask: Tensor | None) -> Reading:
     if mask is None or reading.plan is None:
         return reading
-    layer = reading.layer
-    first = layer.first_visible(reading.span.before)
-    return Reading(layer=layer, span=reading.span, plan=layer.planner.padded(reading.plan, mask, first=first))
+    first = reading.layer.first_visible(reading.span.before)
+    return replace(reading, plan=reading.layer.planner.padded(reading.plan, mask, first=first))
 
 
 def _original(name: str, module: nn.Module) -> Attention:

@@ -27,11 +27,13 @@ class Reading:
         layer: The layer that was updated.
         span: The host's numbers of the update.
         plan: The device's, or ``None`` where the tensors returned are all there is to read.
+        values: The value tensor returned beside the key tensor.
     """
 
     layer: "InPlaceLayer"
     span: Span
     plan: StepPlan | None
+    values: Tensor
 
 
 def reading_of(keys: Tensor) -> Reading | None:
@@ -213,7 +215,7 @@ class InPlaceLayer(PackedLayer):  # type: ignore[no-untyped-call]
             store.append(self._heads(keys, group), self._heads(values, group), span, progress=plan.progress)
         if not self.planner.captured:
             self.tokens, self.packed = span.after, span.packed_after
-        return self._tagged(keys, span, plan), values
+        return self._tagged(keys, values, span, plan), values
 
     def extend(self, keys: Tensor, values: Tensor) -> None:
         """Append tokens ``[B, H_kv, N, D]`` whose queries were answered elsewhere; nothing is read."""
@@ -230,12 +232,12 @@ class InPlaceLayer(PackedLayer):  # type: ignore[no-untyped-call]
             keys, values = self.read(self._span(0))
         elif before is not None:
             keys, values = torch.cat((before[0], keys), dim=2), torch.cat((before[1], values), dim=2)
-        return self._tagged(keys, span, None), values
+        return self._tagged(keys, values, span, None), values
 
-    def _tagged(self, keys: Tensor, span: Span, plan: StepPlan | None) -> Tensor:
+    def _tagged(self, keys: Tensor, values: Tensor, span: Span, plan: StepPlan | None) -> Tensor:
         # A tensor of its own: one that the model goes on using must not carry the mark into another attention.
         keys = keys.view(keys.shape)
-        keys.kvtuner_reading = Reading(layer=self, span=span, plan=plan)  # type: ignore[attr-defined]
+        keys.kvtuner_reading = Reading(layer=self, span=span, plan=plan, values=values)  # type: ignore[attr-defined]
         return keys
 
     def _span(self, count: int) -> Span:

@@ -14,7 +14,7 @@ from kvtuner_core.errors import InputError
 from kvtuner_core.runtime.cache import QuantizedKVCache
 from kvtuner_core.runtime.geometry import layer_geometry
 from kvtuner_core.runtime.in_place.support import Kernels
-from tests.fakes.models import FAMILIES, tiny_model
+from tests.fakes.models import FAMILIES, reshaping_model, tiny_model
 
 SCHEMES = {
     "per-token": QuantScheme.per_token(),
@@ -171,6 +171,16 @@ def test_a_model_whose_attention_is_not_ours_falls_back(models):
     ids = _prompt(30)
     assert torch.equal(_generate(model, ids, unknown), _generate(model, ids, plain))
     assert unknown.why_reference == "layer 0: the model's attention is not the fused one"
+
+
+@pytest.mark.parametrize("kind", ["diffllama", "jetmoe"])
+def test_a_model_that_attends_to_something_else_than_it_caches_falls_back(kind):
+    model = reshaping_model(kind)
+    policy = KVPolicy.uniform("K8V8", layers=3, scheme=SCHEMES["per-token"])
+    plain, buffers = _caches(policy, model)
+    ids = _prompt(30, batch=1)
+    assert torch.equal(_generate(model, ids, buffers), _generate(model, ids, plain))
+    assert buffers.kernels is Kernels.REFERENCE
 
 
 def test_the_added_attention_leaves_other_caches_alone(models):
