@@ -8,7 +8,7 @@ from kvtuner_core import figures
 from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.runs import JobView, RunKind, RunRecord
 from kvtuner_core.domain.study import Candidate, SearchResult, SearchSpec
-from kvtuner_core.services import results, studies
+from kvtuner_core.services import results, studies, trust
 from pages.components import charts, failures, frame, jobs, requests, stored
 from pages.components.wording import duration
 from pages.components.workspace import workspace
@@ -70,7 +70,7 @@ def finished(result: SearchResult) -> None:
     facts = (
         (
             "Policies scored",
-            f"{len(result.candidates):,}",
+            f"{result.evaluations:,}",
             f"by {result.spec.strategy}, {len(result.baselines)} baselines beside them",
         ),
         ("On the front", str(len(result.front)), "scored again on evaluation prompts"),
@@ -84,6 +84,8 @@ def finished(result: SearchResult) -> None:
     for column, fact in zip(st.columns(4), facts, strict=True):
         with column:
             charts.fact(*fact)
+    if stopped := trust.stops(result):
+        st.caption(stopped)
     stored.origin(result)
     st.page_link(
         "pages/tradeoffs.py",

@@ -9,7 +9,7 @@ from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.provenance import Provenance
 from kvtuner_core.domain.runs import RunRecord
 from kvtuner_core.domain.scheme import QuantScheme
-from kvtuner_core.domain.study import Candidate, SearchResult, SearchSpace, SweepResult
+from kvtuner_core.domain.study import Candidate, SearchResult, SearchSpace, StoppedCandidate, SweepResult
 from kvtuner_core.domain.tasks import Generation
 from kvtuner_core.services import trust
 from kvtuner_core.services.evaluating import Evaluation
@@ -180,7 +180,10 @@ def search(result: SearchResult) -> Document:
         "objective": str(result.spec.objective),
         "objective_unit": result.spec.objective.unit,
         "constraints": constraints(result),
-        "evaluations": len(result.candidates),
+        "evaluations": result.evaluations,
+        "stop_early": result.spec.stop_early,
+        "stopped": [stopped(item) for item in result.stopped],
+        "prompts_spared": dict(zip(("spared", "of"), result.spared, strict=True)),
         "front": [candidate(result, item) for item in result.front],
         "baselines": [candidate(result, item) for item in result.baselines],
         "hypervolume": result.hypervolume,
@@ -195,6 +198,19 @@ def search(result: SearchResult) -> Document:
         "seconds": sum(seconds for _, seconds in result.seconds),
         "seconds_by_part": dict(result.seconds),
         "provenance": provenance(result.provenance),
+    }
+
+
+def stopped(value: StoppedCandidate) -> Document:
+    """A policy whose evaluation was stopped: bounds and an estimate, nothing measured of the whole."""
+    return {
+        "name": value.policy.name,
+        "order": value.order,
+        "effective_bits": value.effective_bits,
+        "at_least": value.partial.bound,
+        "estimate": value.estimate,
+        "dominated_by": value.dominated_by,
+        "prompts": len(value.partial.prompts),
     }
 
 

@@ -50,6 +50,12 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--evaluations", type=int, default=spec.evaluations, metavar="N", help="policies to score")
     group.add_argument("--population", type=int, default=spec.population, metavar="P", help="of a generation")
+    group.add_argument(
+        "--stop-early",
+        action=argparse.BooleanOptionalAction,
+        default=spec.stop_early,
+        help="leave an evaluation once its policy is beaten for certain (default: %(default)s)",
+    )
     group.add_argument("--max-bits", type=float, metavar="X", help="largest effective bits of a candidate")
     group.add_argument("--max-gib", type=float, metavar="Y", help="most GiB of the cache at --batch and --context")
     group.add_argument("--batch", type=int, metavar="B", help="sequences served together (default: 1)")
@@ -106,6 +112,7 @@ def search_spec(args: argparse.Namespace) -> SearchSpec:
             max_pairs=args.max_pairs, forbidden=tuple(args.forbid), pinned=tuple(args.pin), memory=_memory(args)
         ),
         objective=Objective(args.objective),
+        stop_early=args.stop_early,
     )
 
 
@@ -165,11 +172,12 @@ def _search_text(result: SearchResult) -> str:
     return "\n".join(
         [
             f"Run {result.run}: {result.sweep.model.name}, {result.spec.sweep.scheme.label}",
-            f"Front of {len(result.candidates)} policies; {name} in {objective.unit} on prompts the search did not see",
+            f"Front of {result.evaluations} policies; {name} in {objective.unit} on prompts the search did not see",
             table(header, [_row(item, objective) for item in result.front]),
             "Uniform policies",
             table(header, [_row(item, objective) for item in result.baselines]),
             f"Hypervolume {result.hypervolume:.4f} by {_strategy(result)}. Took {parts} on {result.provenance.device}",
+            *([trust.stops(result)] if result.spec.stop_early else []),
             *_regret_lines(result),
             *(f"{'ok   ' if check.good else 'LOOK '} {check.name}: {check.text}" for check in trust.checks(result)),
             f"Pick one with: python -m kvtuner_core pick --run {result.run} --max-bits 4 -o policy.json",

@@ -19,6 +19,7 @@ class _Traits:
     definition: str
     direction: Direction = Direction.LOWER
     worst: float = 10.0
+    bounded: bool = False
 
 
 class Objective(StrEnum):
@@ -71,6 +72,11 @@ class Objective(StrEnum):
         """The loss at and above which a policy dominates nothing, in the objective's unit."""
         return _TRAITS[self].worst
 
+    @property
+    def bounded(self) -> bool:
+        """Whether it is a mean over prompts of numbers from 0 up, so that some of them bound it from below."""
+        return _TRAITS[self].bounded
+
     def loss(self, value: float) -> float:
         """``value`` as what is minimised: itself, or its distance from 1 where higher is better."""
         return value if self.direction is Direction.LOWER else 1.0 - value
@@ -82,6 +88,7 @@ _TRAITS = MappingProxyType(
             label="KL",
             unit="nats per token",
             definition="mean KL(full precision || quantised cache), nats per token, teacher forcing",
+            bounded=True,
         ),
         Objective.P95_KL: _Traits(
             label="95th percentile of token KL",
@@ -98,12 +105,14 @@ _TRAITS = MappingProxyType(
             unit="share of tokens",
             definition="share of tokens whose most likely next token changes, teacher forcing",
             worst=1.0,
+            bounded=True,
         ),
         Objective.ANSWER_ERROR: _Traits(
             label="answer error",
             unit="share of prompts",
             definition="share of prompts whose scored text greedy decoding from the quantised cache does not give",
             worst=1.0,
+            bounded=True,
         ),
     }
 )

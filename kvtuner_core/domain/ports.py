@@ -8,6 +8,7 @@ from kvtuner_core.domain.model import ModelInfo
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.runs import Progress, RunKind, RunRecord, RunStatus
+from kvtuner_core.domain.stopping import PartialScore
 from kvtuner_core.domain.study import Candidate
 from kvtuner_core.domain.tasks import Answer, MeasureTask, ModelReport, Task, WorkerInfo
 
@@ -95,6 +96,16 @@ class Scorer(Protocol):
 
     def score_many(self, policies: Sequence[KVPolicy]) -> Generator[PolicyScore, None, None]:
         """Yield each policy's score, in order, as soon as it and those before it are known."""
+        ...
+
+
+class StoppingScorer(Scorer, Protocol):
+    """A `Scorer` that need not go on with a policy once it is dominated for certain."""
+
+    def score_until(
+        self, policies: Sequence[KVPolicy], bars: Sequence[float]
+    ) -> Generator[PolicyScore | PartialScore, None, None]:
+        """Yield each policy's score, or what was seen of it when its lower bound exceeded its bar; as `score_many`."""
         ...
 
 

@@ -12,7 +12,9 @@ from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.provenance import Provenance
 from kvtuner_core.domain.scheme import QuantScheme
 from kvtuner_core.domain.scores import SweepScores
+from kvtuner_core.domain.stopping import PartialScore
 from kvtuner_core.domain.strategy import Constraints, SearchStrategy
+from kvtuner_core.errors import InputError
 
 
 class NoiseRule(StrEnum):
@@ -150,6 +152,8 @@ class SearchSpec:
         strategy: How policies are chosen.
         constraints: What policies must keep to, beside ``max_bits``.
         objective: What is minimised beside the bits.
+        stop_early: Whether an evaluation ends once its policy is dominated for certain; the objective
+            must be `Objective.bounded`.
     """
 
     sweep: SweepSpec = field(default_factory=SweepSpec)
@@ -162,6 +166,7 @@ class SearchSpec:
     strategy: SearchStrategy = SearchStrategy.AUTO
     constraints: Constraints = field(default_factory=Constraints)
     objective: Objective = Objective.MEAN_KL
+    stop_early: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,6 +239,41 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoppedCandidate:
+    """A policy whose evaluation was stopped, because another candidate is better for certain.
+
+    Attributes:
+        policy: The policy.
+        nominal_bits: Mean bits without scales and offsets.
+        effective_bits: With them.
+        partial: What was seen of it on the calibration prompts.
+        estimate: What its loss may be, no measured value: the strategy goes on with it, nothing else uses it.
+        dominated_by: Order of the candidate that has no more bits and a smaller loss.
+        order: Position in which it was evaluated, from 0.
+    """
+
+    policy: KVPolicy
+    nominal_bits: float
+    effective_bits: float
+    partial: PartialScore
+    estimate: float
+    dominated_by: int
+    order: int
+
+    def loss(self, objective: Objective) -> float:
+        """The estimate of the loss that it was stopped for.
+
+        Raises:
+            InputError: If that is another objective's.
+        """
+        if objective is not self.partial.objective:
+            raise InputError(
+                f"A stopped policy was seen for {self.partial.objective} only; got {objective}. Evaluate it to the end."
+            )
+        return self.estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResult:
     """What a search found.
 
@@ -241,7 +281,7 @@ class SearchResult:
         run: Id of the stored run.
         spec: What was asked.
         sweep: The sweep it started from.
-        candidates: Every searched candidate, in order of evaluation.
+        candidates: Every searched candidate that was evaluated to the end, in order of evaluation.
         front: The non-dominated ones by (effective bits, calibration loss), fewest bits first, each
             scored on the evaluation prompts too.
         baselines: Uniform policies and the unquantised one.
@@ -253,6 +293,7 @@ class SearchResult:
         evaluation_digest: `PromptSet.digest` of the evaluation prompts.
         shipped: Whether it came with the project.
         ranked_by: Score that KVmix's allocation ranked the layers by; empty under other strategies.
+        stopped: The others, in order of evaluation.
     """
 
     run: str
@@ -267,3 +308,16 @@ class SearchResult:
     evaluation_digest: str = ""
     shipped: bool = False
     ranked_by: str = ""
+    stopped: tuple[StoppedCandidate, ...] = ()
+
+    @property
+    def evaluations(self) -> int:
+        """Policies that the strategy asked for, those included whose evaluation was stopped."""
+        return len(self.candidates) + len(self.stopped)
+
+    @property
+    def spared(self) -> tuple[int, int]:
+        """Calibration prompts that stopping spared, one for each policy, and how many all evaluations would read."""
+        scored = sum(item.calibration.prompts for item in self.candidates)
+        stopped = sum(len(item.partial.tokens_per_prompt) for item in self.stopped)
+        return sum(item.partial.left for item in self.stopped), scored + stopped

@@ -14,6 +14,7 @@ from kvtuner_core.domain.provenance import Provenance
 from kvtuner_core.domain.questions import Question, Reply
 from kvtuner_core.domain.scheme import PrefillMode, QuantScheme
 from kvtuner_core.domain.scores import ErrorScores, WeightScores
+from kvtuner_core.domain.stopping import PartialScore, Stopping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,10 +100,17 @@ class ScoreTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreManyTask:
-    """Score several policies, each as it would be alone; answer a tuple of `PolicyScore`, in their order."""
+    """Score several policies, each as it would be alone; answer a tuple of scores, in their order.
+
+    Attributes:
+        evaluation: The session.
+        policies: What is scored; the answer has a `PolicyScore` for each.
+        stopping: When a `PartialScore` is enough, or ``None``: never.
+    """
 
     evaluation: EvaluationSpec
     policies: tuple[KVPolicy, ...]
+    stopping: Stopping | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +224,7 @@ MeasureTask = ProfileTask | ErrorScoresTask | WeightScoresTask | ScoreTask | Sco
 """Work whose answer does not depend on what else is measured, nor on which worker does it."""
 
 Task = InspectTask | GenerateTask | AskTask | CountTask | MeasureTask
-Scores = ErrorScores | WeightScores | PolicyScore | tuple[PolicyScore, ...]
+Scores = ErrorScores | WeightScores | PolicyScore | tuple[PolicyScore | PartialScore, ...]
 Answer = ModelReport | tuple[ErrorProfile, ...] | Scores | Generation | Reply | TokenCounts
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def policy_score(observed: Observed, *, cache_bytes: int, seconds: float) -> Pol
         cache_bytes: Bytes of its packed cache; see `PolicyScore`.
         seconds: Time the evaluation took.
     """
-    means = np.array([one.kl.mean() for one in observed.prompts])
+    means = np.array([prompt_loss(Objective.MEAN_KL, one) for one in observed.prompts])
     change = np.concatenate([one.nll_change for one in observed.prompts])
     return PolicyScore(
         kl=bootstrap(means, observed.tokens, seed=observed.seed),
@@ -86,7 +87,7 @@ def likelihood(observed: Observed) -> Measured:
 
 def disagreement(observed: Observed) -> Measured:
     """The share of tokens whose most likely next token changes."""
-    means = np.array([1.0 - one.agrees.mean() for one in observed.prompts])
+    means = np.array([prompt_loss(Objective.TOP1_DISAGREEMENT, one) for one in observed.prompts])
     return _mean(Objective.TOP1_DISAGREEMENT, means, observed.tokens, observed.seed)
 
 
@@ -96,8 +97,22 @@ def answers(observed: Observed) -> Measured:
     Greedy decoding writes a text exactly where each of its tokens is the most likely one after those
     before it, which teacher forcing sees in one pass: no text has to be generated.
     """
-    missed = np.array([float(not one.right.all()) for one in observed.prompts])
+    missed = np.array([prompt_loss(Objective.ANSWER_ERROR, one) for one in observed.prompts])
     return _mean(Objective.ANSWER_ERROR, missed, np.ones(len(missed)), observed.seed)
+
+
+def prompt_loss(objective: Objective, prompt: Divergence) -> float:
+    """What one prompt adds to the mean that a bounded objective is."""
+    return float(_BOUNDED[objective](prompt))
+
+
+_BOUNDED: MappingProxyType[Objective, Callable[[Divergence], float]] = MappingProxyType(
+    {
+        Objective.MEAN_KL: lambda prompt: prompt.kl.mean(),
+        Objective.TOP1_DISAGREEMENT: lambda prompt: 1.0 - prompt.agrees.mean(),
+        Objective.ANSWER_ERROR: lambda prompt: not prompt.right.all(),
+    }
+)
 
 
 def _mean(objective: Objective, means: np.ndarray, weights: np.ndarray, seed: int) -> Measured:

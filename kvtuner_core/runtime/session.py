@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -10,6 +10,7 @@ from kvtuner_core.domain.memory import cache_bytes, check_layers
 from kvtuner_core.domain.metrics import PolicyScore
 from kvtuner_core.domain.model import LayerGeometry
 from kvtuner_core.domain.policy import KVPolicy, LayerPrecision
+from kvtuner_core.domain.stopping import PartialScore, Stopping
 from kvtuner_core.domain.tasks import EvaluationSpec
 from kvtuner_core.errors import ModelError
 from kvtuner_core.runtime.attending import Mask
@@ -22,6 +23,7 @@ from kvtuner_core.runtime.prompts import CutPrompt, cut_prompts
 from kvtuner_core.runtime.replay import Banked, Batch, Captured, Precisions, Replayer, leading_full_layers
 from kvtuner_core.runtime.scoring import Observed, policy_score
 from kvtuner_core.runtime.visibility import Layout
+from kvtuner_core.runtime.watching import Watch
 
 MOST_TOGETHER = 64
 """Policies of one pass at most."""
@@ -120,41 +122,77 @@ class Session:
             check_layers(policy, self.layers)
         scores: list[PolicyScore] = []
         for start in range(0, len(policies), self.together):
-            scores += self._scores(policies[start : start + self.together], seed)
+            some = policies[start : start + self.together]
+            started = time.perf_counter()
+            moved = self.diverge([policy.layers for policy in some])
+            each = (time.perf_counter() - started) / len(some)
+            scores += [self._score(policy, one, each, seed) for policy, one in zip(some, moved, strict=True)]
         return tuple(scores)
 
-    def _scores(self, policies: Sequence[KVPolicy], seed: int) -> list[PolicyScore]:
-        started = time.perf_counter()
-        longest = max(len(prompt.prefix) + len(prompt.suffix) for prompt in self.prompts)
-        moved = self.diverge([policy.layers for policy in policies])
-        each = (time.perf_counter() - started) / len(policies)
-        return [
-            policy_score(
-                Observed(prompts=[one[prompt.index] for prompt in self.prompts], seed=seed),
-                cache_bytes=cache_bytes(policy, self.layers, tokens=longest, full_bytes=self.loaded.dtype.itemsize),
-                seconds=each,
-            )
-            for policy, one in zip(policies, moved, strict=True)
-        ]
+    def score_until(
+        self, policies: Sequence[KVPolicy], stopping: Stopping, *, seed: int = 0
+    ) -> tuple[PolicyScore | PartialScore, ...]:
+        """As `score_many`, but after each pass those whose bound exceeds their bar are left as they are.
 
-    def diverge(self, policies: Sequence[Precisions]) -> list[dict[int, Divergence]]:
+        Passes are those of `score_many`, in another order, so a score that is finished is the same.
+
+        Args:
+            policies: The bits of each layer, under the session's scheme.
+            stopping: The bars.
+            seed: Seed of the bootstrap.
+
+        Raises:
+            PolicyError: If a policy does not fit the model.
+        """
+        for policy in policies:
+            check_layers(policy, self.layers)
+        # Together they share passes, and fewer of them make fewer passes; alone each has passes of its own.
+        size = len(policies) if self.together > 1 else 1
+        scores: list[PolicyScore | PartialScore] = []
+        for start in range(0, len(policies), size):
+            some = policies[start : start + size]
+            watch = Watch(stopping, stopping.bars[start : start + size], self.prompts)
+            started = time.perf_counter()
+            moved = self.diverge([policy.layers for policy in some], watch)
+            seconds = time.perf_counter() - started
+            for index, (policy, one) in enumerate(zip(some, moved, strict=True)):
+                own = seconds * len(one) / sum(len(prompts) for prompts in moved)
+                if (partial := watch.partial(index)) is None:
+                    scores.append(self._score(policy, one, own, seed))
+                else:
+                    scores.append(replace(partial, seconds=own))
+        return tuple(scores)
+
+    def _score(self, policy: KVPolicy, moved: dict[int, Divergence], seconds: float, seed: int) -> PolicyScore:
+        longest = max(len(prompt.prefix) + len(prompt.suffix) for prompt in self.prompts)
+        return policy_score(
+            Observed(prompts=[moved[prompt.index] for prompt in self.prompts], seed=seed),
+            cache_bytes=cache_bytes(policy, self.layers, tokens=longest, full_bytes=self.loaded.dtype.itemsize),
+            seconds=seconds,
+        )
+
+    def diverge(self, policies: Sequence[Precisions], watch: Watch | None = None) -> list[dict[int, Divergence]]:
         """Run policies together; for each, the divergence of every prompt by its index.
 
         Args:
             policies: One precision per cached layer, for each policy; what is not quantised at all
                 is the reference itself and not run.
+            watch: Says after each pass which policies go on; the others lack the prompts that are left.
         """
         results: list[dict[int, Divergence]] = [{} for _ in policies]
-        run = [index for index, policy in enumerate(policies) if leading_full_layers(policy) < len(policy)]
-        step = self.together if self.together > 1 else max(1, len(run))
-        for prepared in self.prepared:
+        alive = list(range(len(policies)))
+        for prepared in self.prepared if watch is None else watch.ordered(self.prepared):
             prompts = prepared.batch.prompts
-            for result in results:
-                result.update(_by_prompt(prompts, Divergence.none(prepared.reference)))
+            run = [index for index in alive if leading_full_layers(policies[index]) < len(policies[index])]
+            step = self.together if self.together > 1 else max(1, len(run))
+            for index in alive:
+                results[index].update(_by_prompt(prompts, Divergence.none(prepared.reference)))
             for start in range(0, len(run), step):
                 part = run[start : start + step]
                 for index, moved in zip(part, self._moved(prepared, [policies[one] for one in part]), strict=True):
                     results[index].update(_by_prompt(prompts, moved))
+            if watch is not None:
+                alive = [index for index in alive if watch.goes_on(index, results[index])]
         return results
 
     def _moved(self, prepared: Prepared, policies: Sequence[Precisions]) -> list[Divergence]:

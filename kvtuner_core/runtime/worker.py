@@ -105,6 +105,8 @@ class Runtime:
         session = self._session(task.evaluation)
         if isinstance(task, ScoreTask):
             return session.score(task.policy, seed=task.evaluation.seed)
+        if task.stopping is not None:
+            return session.score_until(task.policies, task.stopping, seed=task.evaluation.seed)
         return session.score_many(task.policies, seed=task.evaluation.seed)
 
     def _question(self, task: AskTask | CountTask, cancelled: Callable[[], bool] | None) -> Answer:

@@ -13,6 +13,7 @@ from kvtuner_core.domain.ports import Compute
 from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.provenance import Provenance, utc_now
 from kvtuner_core.domain.runs import Progress
+from kvtuner_core.domain.stopping import PartialScore, Stopping
 from kvtuner_core.domain.tasks import (
     Answer,
     EvaluationSpec,
@@ -50,6 +51,7 @@ class Measurements:
         report: What is known of the loaded model; its fingerprint is part of every key.
         cancelled: Polled before each new measurement.
         objective: What a score must hold; a stored one without it is measured again.
+        telling: Share of the loss that each prompt usually has, for evaluations that may be stopped.
         reused: How many that were yielded came from the store so far.
         ahead: How many are measured and stored, but wait for an earlier one to be yielded.
         pace: Seconds that the latest scores took each, or ``None`` before the first.
@@ -62,6 +64,7 @@ class Measurements:
     report: ModelReport
     cancelled: Cancelled = never
     objective: Objective = Objective.MEAN_KL
+    telling: tuple[float, ...] = ()
     reused: int = 0
     ahead: int = 0
     pace: float | None = None
@@ -103,6 +106,45 @@ class Measurements:
         """
         wanted = [_Wanted(identity=self.identity.score(policy), subject=policy) for policy in policies]
         kind = _Kind(known=self._score_at, bunches=self._bunches, ask=self._ask_scores, keep=self.store.put_score)
+        yield from self._in_order(wanted, kind)
+
+    def known_until(self, policy: KVPolicy, bar: float) -> PolicyScore | PartialScore | None:
+        """The stored score, else what a stored part of one says: where it would have been stopped; or ``None``."""
+        known = self.known_score(policy)
+        if known is not None:
+            return known
+        partial = self.store.get_partial(self.identity.partial(policy, self.objective).key)
+        return None if partial is None else partial.within(bar)
+
+    def score_until(
+        self, policies: Sequence[KVPolicy], bars: Sequence[float]
+    ) -> Generator[PolicyScore | PartialScore, None, None]:
+        """As `score_many`, but a policy whose lower bound exceeds its bar is left unfinished.
+
+        Args:
+            policies: What is scored.
+            bars: For each policy the loss of another one that is no wider; infinity where there is none.
+
+        Raises:
+            CancelledError: If somebody asked to stop; what is done by then is stored.
+            KVTunerError: What the model work raised.
+        """
+        wanted = [
+            _Wanted(identity=self.identity.score(policy), subject=(policy, bar))
+            for policy, bar in zip(policies, bars, strict=True)
+        ]
+        subjects = {one.identity.key: one.subject for one in wanted}
+
+        def keep(identity: Identity, score: PolicyScore | PartialScore, provenance: Provenance) -> None:
+            if isinstance(score, PolicyScore):
+                self.store.put_score(identity, score, provenance)
+            else:
+                policy, _ = subjects[identity.key]
+                self.store.put_partial(self.identity.partial(policy, self.objective), score, provenance)
+
+        kind: _Kind[tuple[KVPolicy, float], PolicyScore | PartialScore] = _Kind(
+            known=lambda key: self.known_until(*subjects[key]), bunches=self._bunches, ask=self._ask_until, keep=keep
+        )
         yield from self._in_order(wanted, kind)
 
     def profile_many(
@@ -147,6 +189,11 @@ class Measurements:
             return ScoreTask(evaluation=self.evaluation, policy=policies[0])
         return ScoreManyTask(evaluation=self.evaluation, policies=policies)
 
+    def _ask_until(self, bunch: Sequence["_Wanted[tuple[KVPolicy, float]]"]) -> MeasureTask:
+        policies, bars = zip(*(one.subject for one in bunch), strict=True)
+        stopping = Stopping(objective=self.objective, bars=bars, telling=self.telling)
+        return ScoreManyTask(evaluation=self.evaluation, policies=policies, stopping=stopping)
+
     def _ask_profiles(self, bunch: Sequence["_Wanted[tuple[int, PrecisionPair]]"]) -> MeasureTask:
         pairs = tuple(one.subject[1] for one in bunch)
         return ProfileTask(evaluation=self.evaluation, layer=bunch[0].subject[0], pairs=pairs)
@@ -187,7 +234,9 @@ class Measurements:
     def _accepted(self, bunch: Sequence["_Wanted[S]"], answer: Answer, kind: "_Kind[S, T]") -> dict[str, T]:
         """The measurements of an answer by their address, stored."""
         each = answer if isinstance(answer, tuple) else (answer,)
-        if len(each) != len(bunch) or not all(isinstance(one, ErrorProfile | PolicyScore) for one in each):
+        if len(each) != len(bunch) or not all(
+            isinstance(one, ErrorProfile | PolicyScore | PartialScore) for one in each
+        ):
             raise ComputeError(f"A worker must answer with {len(bunch)} measurements; got {answer!r:.80}.")
         measured: dict[str, T] = {}
         for one, value in zip(bunch, each, strict=True):

@@ -8,6 +8,7 @@ from kvtuner_core.domain.model import ModelInfo
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.precision import candidate_pairs
 from kvtuner_core.domain.runs import RunKind, RunStatus
+from kvtuner_core.domain.stopping import PartialScore
 from kvtuner_core.domain.study import Candidate, SearchResult, SearchSpec, SweepSpec
 from kvtuner_core.domain.tasks import EvaluationSpec, ModelReport
 from kvtuner_core.services.layer_scoring import SCORE_PARTS, known_parts, known_scores
@@ -17,6 +18,7 @@ from kvtuner_core.services.requests import calibration_session, check_search, ch
 from kvtuner_core.services.workspace import Workspace
 from kvtuner_core.store import from_json
 from kvtuner_core.tuning import PolicySearch, baselines, build_space, norms_of, pareto_front
+from kvtuner_core.tuning.asking import Told
 
 _TYPICAL_FRONT = 20
 _LOOK_BACK = 5
@@ -55,6 +57,16 @@ class _StoredScorer:
         """The stored scores, up to the first that is not there."""
         for policy in policies:
             known = self._measurements.known_score(policy)
+            if known is None:
+                raise _Unknown
+            yield known
+
+    def score_until(
+        self, policies: Sequence[KVPolicy], bars: Sequence[float]
+    ) -> Generator[PolicyScore | PartialScore, None, None]:
+        """What is stored of each policy, up to the first of which it is not enough."""
+        for policy, bar in zip(policies, bars, strict=True):
+            known = self._measurements.known_until(policy, bar)
             if known is None:
                 raise _Unknown
             yield known
@@ -98,18 +110,19 @@ def plan_search(ws: Workspace, spec: SearchSpec) -> Plan:
     evaluated = replace(Measurements.of(ws, evaluation, known_model), objective=spec.objective)
     wanted, found = _replay(calibrated, spec, first)
     complete = len(found) == wanted
-    front = tuple(candidate.policy for candidate in pareto_front(found, spec.objective)) if complete else ()
+    scored = (outcome for outcome in found if isinstance(outcome, Candidate))
+    front = tuple(candidate.policy for candidate in pareto_front(scored, spec.objective)) if complete else ()
     searched = len(uniform) + wanted
     searched_known = _known_scores(calibrated, uniform) + len(found)
-    scored, scored_known = len(uniform) + len(front), _known_scores(evaluated, (*uniform, *front))
+    checked, checked_known = len(uniform) + len(front), _known_scores(evaluated, (*uniform, *front))
     left = (
         (first.total - first.known) * _tokens(session),
         (searched - searched_known) * _tokens(session)
-        + (scored - scored_known + (0 if complete else _TYPICAL_FRONT)) * _tokens(evaluation),
+        + (checked - checked_known + (0 if complete else _TYPICAL_FRONT)) * _tokens(evaluation),
     )
     return Plan(
-        total=first.total + searched + scored,
-        known=first.known + searched_known + scored_known,
+        total=first.total + searched + checked,
+        known=first.known + searched_known + checked_known,
         model_known=True,
         seconds=_seconds(left, _paces(ws, known_model)),
     )
@@ -131,9 +144,9 @@ def _known_scores(measurements: Measurements, policies: Iterable[KVPolicy]) -> i
     return sum(measurements.known_score(policy) is not None for policy in policies)
 
 
-def _replay(measurements: Measurements, spec: SearchSpec, first: Plan) -> tuple[int, list[Candidate]]:
-    """Policies the search will score, and its candidates up to the first unknown one."""
-    found: list[Candidate] = []
+def _replay(measurements: Measurements, spec: SearchSpec, first: Plan) -> tuple[int, list[Told]]:
+    """Policies the search will score, and what is known to become of them up to the first unknown one."""
+    found: list[Told] = []
     if first.known < first.total:
         return spec.evaluations, found
     sweep = spec.sweep
@@ -148,7 +161,7 @@ def _replay(measurements: Measurements, spec: SearchSpec, first: Plan) -> tuple[
     norms = norms_of(known_scores(measurements, sweep))
     searcher = PolicySearch(spec, space=space, profiles=profiles, geometry=geometry, norms=norms)
     try:
-        found.extend(searcher.candidates(_StoredScorer(measurements)))
+        found.extend(searcher.outcomes(_StoredScorer(measurements)))
     except _Unknown:
         return searcher.most, found
     return len(found), found

@@ -11,6 +11,7 @@ from kvtuner_core.domain.tasks import EvaluationSpec
 from kvtuner_core.errors import InputError, PromptError
 from kvtuner_core.services.prompts import resolve_prompts
 from kvtuner_core.services.workspace import Workspace
+from kvtuner_core.tuning.stopping import check_bounded
 
 MAX_EVALUATIONS = 100_000
 MAX_TOKENS = 1_048_576
@@ -46,6 +47,8 @@ def check_search(spec: SearchSpec) -> None:
     check_between("evaluation_suffix_tokens", spec.evaluation_suffix_tokens, MIN_SUFFIX, MAX_TOKENS)
     if spec.max_bits is not None and not 0 < spec.max_bits < float("inf"):
         raise InputError(f"max_bits must be a number above 0; got {spec.max_bits!r}.")
+    if spec.stop_early:
+        check_bounded(spec.objective)
     if spec.constraints.max_pairs is not None:
         check_between("max_pairs", spec.constraints.max_pairs, 1, 100)
 

@@ -10,7 +10,15 @@ from kvtuner_core.domain.metrics import PolicyScore
 from kvtuner_core.domain.model import LayerGeometry
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.runs import Progress
-from kvtuner_core.domain.study import Candidate, CandidateOrigin, SearchResult, SearchSpec, SweepResult
+from kvtuner_core.domain.stopping import telling
+from kvtuner_core.domain.study import (
+    Candidate,
+    CandidateOrigin,
+    SearchResult,
+    SearchSpec,
+    StoppedCandidate,
+    SweepResult,
+)
 from kvtuner_core.services.layer_scoring import evaluated_picks
 from kvtuner_core.services.measuring import Measurements, stamped
 from kvtuner_core.services.models import ensure_report
@@ -41,8 +49,9 @@ def search(
         run: Id under which the result is stored, or ``None`` to store none.
 
     Yields:
-        The sweep's progress, then a `Progress` per policy with the `Candidate` as its event: first
-        the baselines, then the searched ones, then front and baselines with their evaluation.
+        The sweep's progress, then a `Progress` per policy with the `Candidate` as its event (a
+        `StoppedCandidate` where it was stopped): first the baselines, then the searched ones, then
+        front and baselines with their evaluation.
 
     Raises:
         InputError: If the request does not fit.
@@ -55,7 +64,7 @@ def search(
     report = yield from ensure_report(ws, spec.sweep.model, cancelled)
     started = time.perf_counter()
     measurements = replace(Measurements.of(ws, calibration, report, cancelled), objective=spec.objective)
-    uniform, found = yield from _search(measurements, spec, swept)
+    uniform, found, stopped = yield from _search(measurements, spec, swept)
     searched = time.perf_counter()
     checks = replace(Measurements.of(ws, evaluation, report, cancelled), objective=spec.objective)
     uniform, front = yield from _evaluate(checks, uniform, pareto_front(found, spec.objective))
@@ -77,6 +86,7 @@ def search(
         ),
         evaluation_digest=evaluation.prompts.digest,
         ranked_by=ranked_by(spec.strategy, norms_of(swept.scores)),
+        stopped=stopped,
     )
     if run is not None:
         ws.store.put_result(run, to_json(result))
@@ -88,7 +98,7 @@ _Found = tuple[Candidate, ...]
 
 def _search(
     measurements: Measurements, spec: SearchSpec, swept: SweepResult
-) -> Generator[Progress, None, tuple[_Found, _Found]]:
+) -> Generator[Progress, None, tuple[_Found, _Found, tuple[StoppedCandidate, ...]]]:
     geometry = swept.model.layers
     policies = baselines(layers=len(geometry), scheme=spec.sweep.scheme)
     total = len(policies) + spec.evaluations
@@ -101,11 +111,17 @@ def _search(
     searcher = PolicySearch(
         spec, space=swept.space, profiles=swept.profiles, geometry=geometry, norms=norms_of(swept.scores)
     )
+    measurements.telling = telling([item.calibration for item in uniform], spec.objective)
     found: list[Candidate] = []
-    for candidate in searcher.candidates(measurements):
-        found.append(candidate)
-        yield _candidate_progress(measurements, SEARCH_STAGE, candidate, (len(uniform) + len(found), total))
-    return tuple(uniform), tuple(found)
+    stopped: list[StoppedCandidate] = []
+    for outcome in searcher.outcomes(measurements):
+        if isinstance(outcome, Candidate):
+            found.append(outcome)
+        else:
+            stopped.append(outcome)
+        done = len(uniform) + len(found) + len(stopped)
+        yield _candidate_progress(measurements, SEARCH_STAGE, outcome, (done, total))
+    return tuple(uniform), tuple(found), tuple(stopped)
 
 
 def _baseline(policy: KVPolicy, score: PolicyScore, geometry: tuple[LayerGeometry, ...], *, order: int) -> Candidate:
@@ -134,9 +150,12 @@ def _evaluate(
 
 
 def _candidate_progress(
-    measurements: Measurements, stage: str, candidate: Candidate, count: tuple[int, int]
+    measurements: Measurements, stage: str, candidate: Candidate | StoppedCandidate, count: tuple[int, int]
 ) -> Progress:
     objective = measurements.objective
-    found = f"{objective.label} {candidate.value(objective).mean:.4g}"
+    if isinstance(candidate, Candidate):
+        found = f"{objective.label} {candidate.value(objective).mean:.4g}"
+    else:
+        found = f"stopped, {objective.label} at least {candidate.partial.bound:.4g}"
     message = f"{candidate.policy.name}: {found} at {candidate.effective_bits:.2f} effective bits"
     return measurements.progress(stage, *count, message=message, event=candidate)

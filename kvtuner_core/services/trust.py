@@ -15,7 +15,7 @@ from kvtuner_core.tuning.prediction import Prediction, Regret, group_regret, pre
 
 __all__ = [
     "REFERENCE_BITS", "REFERENCE_KL", "Check", "Overfit", "Prediction", "Regret", "SolverRow", "alike", "checks",
-    "comparable", "differ", "group_regret", "kind_checks", "overfit", "prediction", "regret", "solvers",
+    "comparable", "differ", "group_regret", "kind_checks", "overfit", "prediction", "regret", "solvers", "stops",
 ]  # fmt: skip
 
 _MOST_COMPARED = 24
@@ -53,6 +53,17 @@ def comparable(ws: Workspace, result: SearchResult) -> tuple[SearchResult, ...]:
         if other is not None and is_comparable(result, other):
             found.append(other)
     return tuple(found)
+
+
+def stops(result: SearchResult) -> str:
+    """What stopping early spared, in one line; empty where it was not asked for."""
+    if not result.spec.stop_early:
+        return ""
+    spared, whole = result.spared
+    return (
+        f"Stopped early: {len(result.stopped):,} of {result.evaluations:,} policies, beaten for certain; "
+        f"{spared:,} of {whole:,} prompts spared."
+    )
 
 
 def solvers(ws: Workspace, result: SearchResult) -> tuple[SolverRow, ...]:

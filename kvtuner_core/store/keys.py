@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kvtuner_core.domain.metrics import METRIC_VERSION
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.policy import KVPolicy, LayerPrecision
 from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.questions import QUESTION_VERSION, Question
@@ -92,6 +93,16 @@ class SessionIdentity:
             "scheme": None if policy.is_full else _scheme(policy.scheme),
             "layers": [_layer(layer) for layer in policy.layers],
             "seed": self.seed,
+        }
+        return Identity.of(self._parts() | parts)
+
+    def partial(self, policy: KVPolicy, objective: Objective) -> Identity:
+        """Identity of what was seen of one policy, for one objective, until its evaluation was stopped."""
+        parts: dict[str, object] = {
+            "kind": "partial_score",
+            "scheme": None if policy.is_full else _scheme(policy.scheme),
+            "layers": [_layer(layer) for layer in policy.layers],
+            "objective": str(objective),
         }
         return Identity.of(self._parts() | parts)
 

@@ -8,6 +8,7 @@ from kvtuner_core.domain.metrics import ErrorProfile, Interval, Measured, Policy
 from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.provenance import Provenance
 from kvtuner_core.domain.questions import Reply
+from kvtuner_core.domain.stopping import PartialScore
 from kvtuner_core.errors import StoreError
 from kvtuner_core.store.codec import from_json, to_json
 from kvtuner_core.store.database import Database, Row
@@ -29,7 +30,7 @@ class _Others:
 
 
 class Measurements:
-    """The tables ``scores``, ``profiles`` and ``replies``.
+    """The tables ``scores``, ``partial_scores``, ``profiles`` and ``replies``.
 
     Putting the same identity twice keeps the first numbers: both measure the same thing. Only the
     objectives beside the mean KL are taken from the later score, for older scores have fewer.
@@ -60,6 +61,21 @@ class Measurements:
     def count_scores(self, keys: Iterable[str]) -> int:
         """How many of ``keys`` are stored; a key given twice counts once."""
         return self._count("scores", keys)
+
+    def get_partial(self, key: str) -> PartialScore | None:
+        """What is stored under ``key`` of a policy whose evaluation was stopped, or ``None``."""
+        rows = self._database.rows("SELECT body FROM partial_scores WHERE key = ?", [key])
+        return from_json(PartialScore, rows[0][0]) if rows else None
+
+    def put_partial(self, identity: Identity, partial: PartialScore, provenance: Provenance) -> None:
+        """Keep what was seen of a policy in place of what was kept of it; it is on disk when this returns.
+
+        Raises:
+            StoreError: If a number of it is NaN.
+        """
+        _check_numbers("partial score", partial.losses)
+        row = [to_json(partial), *_provenance_values(provenance)]
+        self._put("partial_scores", identity, row, conflict="DO UPDATE SET body = excluded.body")
 
     def get_profile(self, key: str) -> ErrorProfile | None:
         """The error profile stored under ``key``, or ``None``."""

@@ -8,16 +8,20 @@ from kvtuner_core.domain.metrics import PolicyScore
 from kvtuner_core.domain.model import LayerGeometry
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.ports import Scorer
-from kvtuner_core.domain.study import Candidate, CandidateOrigin
+from kvtuner_core.domain.study import Candidate, CandidateOrigin, StoppedCandidate
+from kvtuner_core.tuning.stopping import StoppingRounds, Unfinished
 
-Asking = Generator[tuple[KVPolicy, ...], tuple[Candidate, ...], None]
-"""A solver: it yields policies to be scored together, is sent their candidates in the same order, and
-ends when it has nothing more to ask. What it asks depends on the scores and its seed alone."""
+Told = Candidate | StoppedCandidate
+"""What became of a policy: its loss is measured or, where its evaluation was stopped, an estimate."""
+
+Asking = Generator[tuple[KVPolicy, ...], tuple[Told, ...], None]
+"""A solver: it yields policies to be scored together, is sent what became of them in the same order, and
+ends when it has nothing more to ask. What it asks depends on the losses and its seed alone."""
 
 
 def answered(
-    asking: Asking, scorer: Scorer, geometry: tuple[LayerGeometry, ...], *, evaluations: int
-) -> Iterator[Candidate]:
+    asking: Asking, scorer: Scorer | StoppingRounds, geometry: tuple[LayerGeometry, ...], *, evaluations: int
+) -> Iterator[Told]:
     """Score what a solver asks; yields each new candidate once it is scored, until the evaluations are used up.
 
     A policy that was asked before is answered again without an evaluation, so a count of
@@ -26,11 +30,11 @@ def answered(
 
     Args:
         asking: The solver.
-        scorer: Scores policies on the calibration prompts.
+        scorer: Scores policies on the calibration prompts, to the end or not.
         geometry: Cache geometry per layer.
         evaluations: Most policies to score.
     """
-    known: dict[KVPolicy, Candidate] = {}
+    known: dict[KVPolicy, Told] = {}
     try:
         batch = next(asking, ())
         while batch:
@@ -49,12 +53,25 @@ def answered(
         asking.close()
 
 
-def _candidate(policy: KVPolicy, score: PolicyScore, geometry: tuple[LayerGeometry, ...], *, order: int) -> Candidate:
+def _candidate(
+    policy: KVPolicy, score: PolicyScore | Unfinished, geometry: tuple[LayerGeometry, ...], *, order: int
+) -> Told:
+    bits = effective_bits(policy, geometry)
+    if isinstance(score, Unfinished):
+        return StoppedCandidate(
+            policy=policy,
+            nominal_bits=policy.nominal_bits,
+            effective_bits=bits,
+            partial=score.partial,
+            estimate=score.estimate,
+            dominated_by=score.dominated_by,
+            order=order,
+        )
     return Candidate(
         policy=policy,
         origin=CandidateOrigin.SEARCH,
         nominal_bits=policy.nominal_bits,
-        effective_bits=effective_bits(policy, geometry),
+        effective_bits=bits,
         calibration=score,
         order=order,
     )

@@ -17,7 +17,7 @@ class SolverRow:
         run: Id of the run.
         strategy: The solver.
         seed: Its seed.
-        evaluations: Policies it scored.
+        evaluations: Policies it scored, to the end or not.
         seconds: Seconds that scoring them takes, measured once where several runs shared a score.
         front: Policies on its front.
         hypervolume: Of calibration losses, below 16 bits and the objective's worst (10 nats for the
@@ -55,9 +55,9 @@ def _identity(result: SearchResult) -> tuple[object, ...]:
 
 def compare(results: Sequence[SearchResult]) -> tuple[SolverRow, ...]:
     """One row per search, the largest hypervolume at equal evaluations first."""
-    full = [len(result.candidates) for result in results if len(result.candidates) == result.spec.evaluations]
+    full = [result.evaluations for result in results if result.evaluations == result.spec.evaluations]
     equal = min(full, default=0)
-    rows = (_row(result, equal or len(result.candidates)) for result in results)
+    rows = (_row(result, equal or result.evaluations) for result in results)
     return tuple(sorted(rows, key=lambda row: (-row.at_equal, -row.hypervolume, row.run)))
 
 
@@ -66,11 +66,13 @@ def _row(result: SearchResult, equal: int) -> SolverRow:
         run=result.run,
         strategy=str(result.spec.strategy),
         seed=result.spec.sweep.seed,
-        evaluations=len(result.candidates),
-        seconds=sum(item.calibration.seconds for item in result.candidates),
+        evaluations=result.evaluations,
+        seconds=sum(
+            [item.calibration.seconds for item in result.candidates] + [item.partial.seconds for item in result.stopped]
+        ),
         front=len(result.front),
         hypervolume=result.hypervolume,
-        at_equal=hypervolume(result.candidates[:equal], result.spec.objective),
+        at_equal=hypervolume((item for item in result.candidates if item.order < equal), result.spec.objective),
         unseen=_unseen(result.front, result.spec.objective),
         regret=regret(result).regret,
     )

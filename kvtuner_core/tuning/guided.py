@@ -11,10 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kvtuner_core.domain.study import Candidate
 from kvtuner_core.tuning.additive import additive_sums
 from kvtuner_core.tuning.additive_problem import AdditiveProblem, Sums
-from kvtuner_core.tuning.asking import Asking
+from kvtuner_core.tuning.asking import Asking, Told
 from kvtuner_core.tuning.choices import Choice, Choices
 from kvtuner_core.tuning.coupled import coupled_front
 from kvtuner_core.tuning.refitting import Observations
@@ -112,7 +111,7 @@ class _Known:
         self._seen: set[Choice] = set()
         self._points: list[Point] = []
 
-    def take(self, asked: Sequence[Choice], told: Sequence[Candidate]) -> None:
+    def take(self, asked: Sequence[Choice], told: Sequence[Told]) -> None:
         """Take in a batch."""
         self._seen.update(asked)
         for candidate in told:

@@ -9,18 +9,19 @@ from kvtuner_core.domain.memory import cache_bytes, effective_bits
 from kvtuner_core.domain.metrics import ErrorProfile
 from kvtuner_core.domain.model import LayerGeometry
 from kvtuner_core.domain.policy import KVPolicy, LayerPrecision
-from kvtuner_core.domain.ports import Scorer
+from kvtuner_core.domain.ports import Scorer, StoppingScorer
 from kvtuner_core.domain.scores import LayerNorms, ScoreName, SweepScores
 from kvtuner_core.domain.strategy import Constraints, MemoryBound, SearchStrategy
 from kvtuner_core.domain.study import Candidate, SearchSpace, SearchSpec
 from kvtuner_core.errors import InputError
 from kvtuner_core.tuning import heuristics
-from kvtuner_core.tuning.asking import Asking, answered
+from kvtuner_core.tuning.asking import Asking, Told, answered
 from kvtuner_core.tuning.choices import Choices
 from kvtuner_core.tuning.constraints import constrained, layer_space, single_layers
 from kvtuner_core.tuning.evolving import evolving_asking
 from kvtuner_core.tuning.guided import additive_asking, guided_asking, spread_start
 from kvtuner_core.tuning.scores import gradient_norms
+from kvtuner_core.tuning.stopping import StoppingRounds
 from kvtuner_core.tuning.surrogate import Surrogate
 
 _WARM_SHARE = 2
@@ -85,10 +86,25 @@ class PolicySearch:
         Raises:
             InputError: If the strategy has no policy within the bounds.
         """
+        return (found for found in self._found(scorer) if isinstance(found, Candidate))
+
+    def outcomes(self, scorer: StoppingScorer) -> Iterator[Told]:
+        """As `candidates`; where the request has ``stop_early``, policies that are beaten for certain are stopped.
+
+        Args:
+            scorer: Scores a policy on the calibration prompts, to the end or until its bar is passed.
+
+        Raises:
+            InputError: If the strategy has no policy within the bounds, or the objective is not bounded.
+        """
+        stops = self.spec.stop_early
+        return self._found(StoppingRounds(scorer, self.geometry, self.spec.objective) if stops else scorer)
+
+    def _found(self, scorer: Scorer | StoppingRounds) -> Iterator[Told]:
         found = 0
-        for candidate in answered(self._asking(), scorer, self.geometry, evaluations=self.spec.evaluations):
+        for outcome in answered(self._asking(), scorer, self.geometry, evaluations=self.spec.evaluations):
             found += 1
-            yield candidate
+            yield outcome
         if not found:
             raise InputError(
                 f"A strategy needs a policy within the bounds on bits and pairs; {self.spec.strategy} has none. "

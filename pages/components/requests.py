@@ -200,6 +200,7 @@ def search_spec() -> SearchSpec:
             help="Different policies scored on the calibration prompts.",
         )
         population = strategies.population(strategy, default)
+        stops = strategies.stop_early(objective)
     with bound:
         limited = st.toggle("Limit the bits", key="limited", bind="query-params")
         most = st.number_input(
@@ -219,6 +220,7 @@ def search_spec() -> SearchSpec:
         strategy=strategy,
         constraints=constraints,
         objective=objective,
+        stop_early=stops,
     )
 
 

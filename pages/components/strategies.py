@@ -34,6 +34,19 @@ def objective() -> Objective:
     return Objective(address.choose("Minimise", named, name="objective", page="form", default="mean-kl"))
 
 
+def stop_early(chosen: Objective) -> bool:
+    """Ask whether policies that are beaten for certain are left; not of an objective that has no lower bound."""
+    stops = st.toggle(
+        "Stop beaten policies",
+        key="stop_early",
+        bind="query-params",
+        disabled=not chosen.bounded,
+        help="An evaluation ends once its policy is off the front for certain. It spares time where prompts take "
+        "several passes and many poor policies are tried; not of a percentile or a change of likelihood.",
+    )
+    return stops and chosen.bounded
+
+
 def population(chosen: SearchStrategy, default: SearchSpec) -> int:
     """Ask for the population; only NSGA-II and MOEA/D have one."""
     number = st.number_input(

@@ -1,6 +1,7 @@
 import json
 
 from kvtuner_core.domain.study import SearchResult
+from kvtuner_core.runtime import capture
 from kvtuner_core.store import from_json
 from tests.cli.conftest import FEW, SMALL
 
@@ -160,3 +161,25 @@ def test_scores_of_layers_as_json_and_as_a_table(cli, tiny):
 def test_kvmix_says_what_it_ranked_by(cli, tiny):
     document = cli("search", "--model", tiny, *SMALL, *FEW, "--strategy", "kvmix", "--json").document()
     assert document["ranked_by"] == "gradient_norm"
+
+
+def test_stopping_early_says_what_it_spared(cli, tiny, monkeypatch):
+    monkeypatch.setitem(capture._SUFFIX_TOKENS, "cpu", 8)
+    asked = ("search", "--model", tiny, *SMALL, *FEW, "--strategy", "nsga2", "--no-scores", "--evaluations", "24")
+    document = cli(*asked, "--no-pruning", "--stop-early", "--json").document()
+    assert document["stop_early"]
+    assert document["evaluations"] == 24
+    assert document["prompts_spared"]["of"] == 48
+    assert document["prompts_spared"]["spared"] == len(document["stopped"]) > 0
+    for item in document["stopped"]:
+        assert set(item) == {"name", "order", "effective_bits", "at_least", "estimate", "dominated_by", "prompts"}
+        assert item["estimate"] >= item["at_least"] > 0
+        assert item["dominated_by"] < item["order"]
+    text = cli(*asked, "--no-pruning", "--stop-early").out
+    assert f"Stopped early: {len(document['stopped'])} of 24 policies, beaten for certain; " in text
+    without = cli(*asked, "--no-stop-early", "--json").document()
+    assert (without["stop_early"], without["stopped"]) == (False, [])
+    refused = cli(*asked, "--stop-early", "--objective", "p95-kl")
+    assert refused.code == 2
+    assert refused.err.count("\n") == 1
+    assert "got p95-kl. Leave out --stop-early" in refused.err

@@ -16,17 +16,20 @@ import numpy as np
 from kvtuner_core.domain.memory import cache_bytes, effective_bits
 from kvtuner_core.domain.metrics import ErrorProfile, Interval, PolicyScore
 from kvtuner_core.domain.model import BUNDLED_MODEL, LayerGeometry, ModelInfo
+from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.precision import PrecisionPair, candidate_pairs
 from kvtuner_core.domain.provenance import Provenance
 from kvtuner_core.domain.scheme import QuantScheme
 from kvtuner_core.domain.scores import ErrorScores, LayerNorms, PairScores, ScorePick, SweepScores, WeightScores
+from kvtuner_core.domain.stopping import PartialScore
 from kvtuner_core.domain.strategy import SearchStrategy
 from kvtuner_core.domain.study import (
     Candidate,
     CandidateOrigin,
     SearchResult,
     SearchSpec,
+    StoppedCandidate,
     SweepResult,
     SweepSpec,
 )
@@ -220,6 +223,25 @@ class SyntheticScorer:
         )
 
 
+class PassByPass(SyntheticScorer):
+    """Reads two prompts a pass, and stops where a policy is beaten for certain."""
+
+    def score_until(
+        self, policies: Sequence[KVPolicy], bars: Sequence[float]
+    ) -> Generator[PolicyScore | PartialScore, None, None]:
+        """The synthetic score of each policy, or what was seen of it."""
+        for policy, bar in zip(policies, bars, strict=True):
+            score = self.score(policy)
+            stopped = PartialScore(
+                objective=Objective.MEAN_KL,
+                prompts=tuple(range(self.prompts)),
+                losses=score.kl_per_prompt,
+                ends=tuple(range(2, self.prompts + 1, 2)),
+                tokens_per_prompt=score.tokens_per_prompt,
+            ).within(bar)
+            yield stopped if stopped is not None and stopped.left else score
+
+
 def candidate(
     policy: KVPolicy, *, info: ModelInfo, order: int = 0, origin: CandidateOrigin = CandidateOrigin.SEARCH
 ) -> Candidate:
@@ -248,13 +270,17 @@ def search_result(
     run: str = "synthetic",
     shipped: bool = False,
     strategy: SearchStrategy = SearchStrategy.NSGA2,
+    stop_early: bool = False,
 ) -> SearchResult:
     """A finished search by the real algorithm, its front evaluated, with its baselines."""
     swept = sweep_result(layers=layers, seed=seed)
     info, scheme = swept.model, swept.spec.scheme
-    spec = SearchSpec(sweep=swept.spec, evaluations=evaluations, population=40, strategy=strategy)
+    spec = SearchSpec(
+        sweep=swept.spec, evaluations=evaluations, population=40, strategy=strategy, stop_early=stop_early
+    )
     search = PolicySearch(spec, space=swept.space, profiles=swept.profiles, geometry=info.layers)
-    searched = tuple(search.candidates(SyntheticScorer(info)))
+    outcomes = tuple(search.outcomes(PassByPass(info)))
+    searched = tuple(item for item in outcomes if isinstance(item, Candidate))
     front = tuple(evaluated(item, info=info) for item in pareto_front(searched))
     return SearchResult(
         run=run,
@@ -270,4 +296,5 @@ def search_result(
         provenance=provenance(),
         seconds=(("sweep", 48.5), ("search", 131.0), ("evaluation", 22.4)),
         shipped=shipped,
+        stopped=tuple(item for item in outcomes if isinstance(item, StoppedCandidate)),
     )

@@ -49,9 +49,18 @@ def store(home: Path) -> Workspace:
     return workspace()
 
 
-def keep(ws: Workspace, run: str, kind: RunKind, status: RunStatus, *, error: str = "", result: bool = True) -> None:
+def keep(
+    ws: Workspace,
+    run: str,
+    kind: RunKind,
+    status: RunStatus,
+    *,
+    error: str = "",
+    result: bool = True,
+    stop_early: bool = False,
+) -> None:
     """Put a run into the store, finished ones with a result."""
-    searched = search_result(layers=6, evaluations=20, run=run)
+    searched = search_result(layers=6, evaluations=60 if stop_early else 20, run=run, stop_early=stop_early)
     value = searched if kind is RunKind.SEARCH else sweep_result(layers=6)
     record = RunRecord(
         id=run,

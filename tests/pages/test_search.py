@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from kvtuner_core.domain.runs import RunKind, RunStatus
@@ -40,11 +42,27 @@ def test_a_stopped_search_says_how_far_it_came(store, open_page):
 
 @pytest.mark.usefixtures("home")
 def test_the_strategy_and_the_bounds_are_in_the_address(open_page):
-    app = open_page("search", new="true", strategy="moead", pin="0:K8V8", forbid="1:K2V2, 2:K4V2", max_pairs="2")
+    bounds = {"pin": "0:K8V8", "forbid": "1:K2V2, 2:K4V2", "max_pairs": "2"}
+    app = open_page("search", new="true", strategy="moead", stop_early="true", **bounds)
     assert not app.exception
     assert not app.error
     assert next(box.value for box in app.selectbox if box.label == "Strategy") == "moead"
     assert not app.number_input(key="population").disabled
-    assert open_page("search", new="true").number_input(key="population").disabled
-    wrong = open_page("search", new="true", pin="K8V8")
+    assert app.toggle(key="stop_early").value
+    app = open_page("search", new="true")
+    assert app.number_input(key="population").disabled
+    assert not app.toggle(key="stop_early").value
+    wrong = open_page("search", new="true", pin="K8V8", stop_early="true", objective="p95-kl")
+    # What is minimised has no lower bound to stop at.
+    assert wrong.toggle(key="stop_early").disabled
     assert "written like 3:K8V4" in _shown(wrong).replace("\\", "")
+
+
+def test_a_finished_search_says_what_stopping_spared(store, open_page):
+    keep(store, "quick", RunKind.SEARCH, RunStatus.DONE, stop_early=True)
+    app = open_page("search", run="quick")
+    assert not app.exception
+    assert next(metric.value for metric in app.metric if metric.label == "Policies scored") == "60"
+    assert re.search(r"Stopped early: \d+ of 60 policies, beaten for certain; \d+ of 360 prompts spared", _shown(app))
+    keep(store, "whole", RunKind.SEARCH, RunStatus.DONE)
+    assert "Stopped early" not in _shown(open_page("search", run="whole"))

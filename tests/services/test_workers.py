@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from kvtuner_core.compute import DaskCompute, InlineCompute
 from kvtuner_core.domain.runs import RunStatus
+from kvtuner_core.domain.strategy import SearchStrategy
 from kvtuner_core.domain.study import Candidate, SearchResult
 from kvtuner_core.jobs import JobQueue
 from kvtuner_core.services.planning import plan_search
@@ -163,6 +164,20 @@ def test_two_workers_find_and_report_what_one_process_does(workers, folder, open
     checked = {item.policy for item in (*result.front, *result.baselines)}
     assert sum(signed(folder, "ScoreTask").values()) == len(distinct) + len(checked)
     assert sum(signed(folder, "ProfileTask").values()) == len(result.sweep.profiles)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_two_workers_stop_what_one_process_stops(workers, one_process, opened, search_spec):
+    # So long that each prompt is a pass of its own.
+    sweep = replace(search_spec.sweep, limit=3, suffix_tokens=264, bits=(2, 8), scores=False)
+    spec = replace(search_spec, sweep=sweep, strategy=SearchStrategy.NSGA2, stop_early=True, evaluations=20)
+    _, one = drive(search(opened(one_process, "one stops"), spec))
+    _, two = drive(search(opened(workers, "two stop"), spec))
+    assert two.stopped == one.stopped
+    assert one.stopped
+    assert _untimed(two.candidates) == _untimed(one.candidates)
+    assert _untimed(two.front) == _untimed(one.front)
 
 
 @pytest.mark.slow

@@ -56,6 +56,7 @@ def test_migrations_are_numbered_and_never_edited():
         "6eab98aa3ace59e0",
         "3a33a14a85697bdb",
         "5d0aff7d0f08a34f",
+        "a80e13d4dd549822",
     ]
 
 

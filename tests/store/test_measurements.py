@@ -10,6 +10,7 @@ from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.questions import Question, Reply, TaskKind
 from kvtuner_core.domain.scheme import QuantScheme
+from kvtuner_core.domain.stopping import PartialScore
 from kvtuner_core.domain.tasks import ModelReport
 from kvtuner_core.errors import StoreError
 from kvtuner_core.store import Store, reply_identity
@@ -41,6 +42,25 @@ def test_a_profile_comes_back_bit_for_bit(store):
     assert store.get_profile(PROFILES[1].key) is None
     assert store.get_provenance(PROFILES[0].key) == PROVENANCE
     assert store.get_provenance("unknown") is None
+
+
+@pytest.mark.parametrize("loss", [0.25, 1e-320, math.inf])
+def test_what_was_seen_of_a_stopped_policy_is_no_score_of_it(store, loss):
+    partial = PartialScore(
+        objective=Objective.MEAN_KL, prompts=(2, 0), losses=(loss, 0.5), ends=(1, 2), tokens_per_prompt=(24, 24, 7)
+    )
+    identity = session().partial(POLICIES[0], Objective.MEAN_KL)
+    others = [session().partial(POLICIES[0], Objective.ANSWER_ERROR), session().partial(POLICIES[1], Objective.MEAN_KL)]
+    assert len({one.key for one in (identity, *others, SCORES[0])}) == 4
+    store.put_partial(identity, replace(partial, prompts=(2,), losses=(loss,), ends=(1,)), PROVENANCE)
+    store.put_partial(identity, partial, PROVENANCE)
+    assert store.get_partial(identity.key) == partial
+    assert [store.get_partial(one.key) for one in (*others, SCORES[0])] == [None] * 3
+    assert store.get_score(SCORES[0].key) is None
+    assert store.get_score(identity.key) is None
+    store.put_score(SCORES[0], score(), PROVENANCE)
+    assert store.get_score(SCORES[0].key) == score()
+    assert store.get_partial(identity.key) == partial
 
 
 def test_the_first_number_under_a_key_stays(store):
