@@ -42,6 +42,7 @@ def empty_side(  # noqa: PLR0913
     group_size: int | None,
     channel: bool,
     device: torch.device | str,
+    dtype: torch.dtype = torch.int32,
 ) -> PackedSide:
     """A side with room for ``blocks`` blocks of 64 tokens, filled with zeros.
 
@@ -50,11 +51,20 @@ def empty_side(  # noqa: PLR0913
         heads: KV heads.
         blocks: Blocks.
         head_dim: Values of a token and head, ``D``.
-        bits: 8, 4, 3 or 2.
+        bits: 8, 4, 3 or 2; 16 for a side that is not quantised.
         group_size: Channels that share a per-token scale; ``None`` for all.
         channel: Whether scales are per channel, for 32 tokens each (keys only).
         device: Where it lies.
+        dtype: The model's, of a side at 16 bits.
     """
+    if bits == 16:
+        return PackedSide(
+            words=torch.zeros((batch, heads, blocks, BLOCK * head_dim), dtype=dtype, device=device),
+            scales=torch.zeros((batch, heads, blocks, 0), dtype=torch.float16, device=device),
+            bits=bits,
+            granularity="token",
+            head_dim=head_dim,
+        )
     groups = 1 if group_size is None else head_dim // group_size
     numbers = 4 * head_dim if channel else 2 * BLOCK * groups
     return PackedSide(
@@ -84,7 +94,7 @@ def append(
     from ``new``, of others from the recent buffer as it was before. Of these, what falls outside of
     the blocks of ``keys`` is left to another segment's call. Of the new tokens, sinks and the newest
     ``R - sinks`` go into the recent buffer. Codes and scales are those of
-    `kernels.quantize.op.quantize`, bit for bit.
+    `kernels.quantize.op.quantize`, bit for bit; a side at 16 bits takes the values as they are.
 
     Args:
         keys: Packed keys; with per-channel scales, due positions begin and end at multiples of 32.

@@ -56,6 +56,9 @@ def _write(side: PackedSide, x: Tensor, begin: int, *, keys: bool) -> None:
     tokens, dim = x.shape[2:]
     if not tokens:
         return
+    if side.bits == 16:
+        _write_exact(side, x, begin)
+        return
     first, last = begin // layout.BLOCK, (begin + tokens - 1) // layout.BLOCK
     pack, unpack = (layout.pack_keys, layout.unpack_keys) if keys else (layout.pack_values, layout.unpack_values)
     channel = side.granularity == "channel"
@@ -81,6 +84,17 @@ def _write(side: PackedSide, x: Tensor, begin: int, *, keys: bool) -> None:
         held[:, :, inner] = codes[:, :, outer]
         side.words[:, :, at] = pack(held, side.bits)
         _write_scales(side, at, scale, offset, inner=inner, outer=outer)
+
+
+def _write_exact(side: PackedSide, x: Tensor, begin: int) -> None:
+    """Put ``x``, the store positions from ``begin`` on, into the blocks of a side at 16 bits."""
+    held = side.words.view(*side.words.shape[:3], layout.BLOCK, side.head_dim)
+    position = torch.arange(begin, begin + x.shape[2], device=x.device)
+    block, blocks = position // layout.BLOCK, side.words.shape[2]
+    place = block % blocks if side.ring else block - side.first_block
+    # Of blocks at the same place of a ring, the newest.
+    mine = block > block[-1] - blocks if side.ring else (place >= 0) & (place < blocks)
+    held[:, :, place[mine], position[mine] % layout.BLOCK] = x[:, :, mine].to(held.dtype)
 
 
 def _write_scales(side: PackedSide, at: slice, scale: Tensor, offset: Tensor, *, inner: slice, outer: slice) -> None:

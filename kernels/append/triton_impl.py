@@ -184,22 +184,26 @@ def _pack(
     m_d = d < D
     inside = position % 64
     x = _tile(p_new, p_recent, position, new_token, before, sinks, ring, m_token, d, m_d, D)
-    if CHANNEL:
-        codes = _quantise_channels(x, p_scales + at * (4 * D), inside, m_token, m_d, D, BITS, T, WIDTH)
+    if BITS == 16:
+        p_held = p_bytes + at * (64 * D) + inside[:, None] * D + d
+        tl.store(p_held, x.to(p_held.dtype.element_ty), mask=m_token[:, None] & m_d)
     else:
-        p_s = p_scales + at * (128 * (D // GROUP))
-        codes = _quantise_tokens(x, p_s, inside, m_token, m_d, D, BITS, GROUP, T, WIDTH)
-    p_b = p_bytes + at * (8 * D * BITS)
-    MAIN: tl.constexpr = 2 if BITS == 3 else BITS
-    low = codes & 3 if BITS == 3 else codes
-    if KEYS:
-        _write_keys(p_b, low, inside, m_token, D, MAIN, T, WIDTH)
-        if BITS == 3:
-            _write_keys(p_b + 16 * D, codes >> 2, inside, m_token, D, 1, T, WIDTH)
-    else:
-        _write_values(p_b, low, inside, m_token, D, MAIN, T, WIDTH)
-        if BITS == 3:
-            _write_values(p_b + 16 * D, codes >> 2, inside, m_token, D, 1, T, WIDTH)
+        if CHANNEL:
+            codes = _quantise_channels(x, p_scales + at * (4 * D), inside, m_token, m_d, D, BITS, T, WIDTH)
+        else:
+            p_s = p_scales + at * (128 * (D // GROUP))
+            codes = _quantise_tokens(x, p_s, inside, m_token, m_d, D, BITS, GROUP, T, WIDTH)
+        p_b = p_bytes + at * (8 * D * BITS)
+        MAIN: tl.constexpr = 2 if BITS == 3 else BITS
+        low = codes & 3 if BITS == 3 else codes
+        if KEYS:
+            _write_keys(p_b, low, inside, m_token, D, MAIN, T, WIDTH)
+            if BITS == 3:
+                _write_keys(p_b + 16 * D, codes >> 2, inside, m_token, D, 1, T, WIDTH)
+        else:
+            _write_values(p_b, low, inside, m_token, D, MAIN, T, WIDTH)
+            if BITS == 3:
+                _write_values(p_b + 16 * D, codes >> 2, inside, m_token, D, 1, T, WIDTH)
 
 
 @triton.jit
@@ -381,9 +385,9 @@ def append(
         new_values,
         recent.keys,
         recent.values,
-        keys.words.view(uint8),
+        keys.words if keys.bits == 16 else keys.words.view(uint8),
         keys.scales,
-        values.words.view(uint8),
+        values.words if values.bits == 16 else values.words.view(uint8),
         values.scales,
         *strides,
         count,

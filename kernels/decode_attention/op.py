@@ -31,10 +31,11 @@ class PackedSide:
     """The packed keys or values of a layer; `kernels.decode_attention.reference` draws the bytes.
 
     Attributes:
-        words: ``[B, H_kv, N, 2 * D * bits]`` int32, N blocks of 64 tokens.
+        words: ``[B, H_kv, N, 2 * D * bits]`` int32, N blocks of 64 tokens; at 16 bits the tokens themselves,
+            ``[B, H_kv, N, 64 * D]`` in the dtype of the model.
         scales: ``[B, H_kv, N, 128 * D / group_size]`` float16 (per token) or ``[B, H_kv, N, 4 * D]``
-            (per channel).
-        bits: Bits of a code: 8, 4, 3 or 2.
+            (per channel); at 16 bits none, ``[B, H_kv, N, 0]``.
+        bits: Bits of a code: 8, 4, 3 or 2; 16 for one side that is not quantised.
         granularity: ``token``: one scale and offset a token, head and group of channels; ``channel``:
             one for 32 tokens of a channel (keys only).
         head_dim: Values of a token and head, ``D``.
@@ -104,7 +105,7 @@ def supported(
 
     Args:
         head_dim: Values of a token and head.
-        key_bits: 8, 4, 3 or 2.
+        key_bits: 8, 4, 3 or 2, or 16 where the other side is quantised.
         value_bits: Likewise.
         key_granularity: ``token`` or ``channel``.
         key_group: Channels that share a per-token scale (tokens, if per channel); ``None`` for the
@@ -115,9 +116,9 @@ def supported(
         ``None`` if it can, otherwise the rule that is broken, as a sentence.
     """
     for side, bits in (("keys", key_bits), ("values", value_bits)):
-        if bits not in (8, 4, 3, 2):
-            return f"bits must be 8, 4, 3 or 2; got {bits!r}. Keep 16-bit tensors as they are."
-        unit = {8: 16, 4: 16, 2: 32, 3: 64}[bits]
+        if bits not in (16, 8, 4, 3, 2) or key_bits == value_bits == 16:
+            return f"bits must be 8, 4, 3 or 2, or 16 on one side; got {bits!r}. Keep 16-bit tensors as they are."
+        unit = {16: 16, 8: 16, 4: 16, 2: 32, 3: 64}[bits]
         if head_dim % unit:
             return f"head_dim must be a multiple of {unit} at {bits} bits; got {head_dim} ({side})."
         if head_dim > 256:
@@ -240,6 +241,8 @@ def decode_attention(
 
 def dequantize(side: PackedSide, *, keys: bool) -> Tensor:
     """Values ``[B, H_kv, T, D]`` (float32) of a packed side, T = 64 N; ``keys`` says which side it is."""
+    if side.bits == 16:
+        return side.words.reshape(*side.words.shape[:2], -1, side.head_dim).float()
     unpack = reference.unpack_keys if keys else reference.unpack_values
     codes = unpack(side.words, side.bits, side.head_dim).float()
     if side.granularity == "channel":
@@ -346,6 +349,7 @@ def _check_segment(keys: PackedSide, values: PackedSide, *, b: int, heads: int, 
         raise ValueError(f"values must have per-token scales; got {values.granularity!r}.")
     for side in (keys, values):
         size = 4 * dim if side.granularity == "channel" else 2 * BLOCK * side.groups
+        size = 0 if side.bits == 16 else size
         if side.scales.shape != (*side.words.shape[:3], size):
             expected = [*side.words.shape[:3], size]
             raise ValueError(f"scales must be {expected}; got {list(side.scales.shape)}.")

@@ -911,6 +911,10 @@ def decode_attention(
     scale: float,
 ) -> Tensor:
     """See `kernels.decode_attention.op.decode_attention`."""
+    if 16 in (segments[0][0].bits, segments[0][1].bits):
+        from kernels.decode_attention import exact_side
+
+        return exact_side.decode_attention(query, segments, visible, recent, scale)
     batch, heads, count, dim = query.shape
     kv_heads = segments[0][0].words.shape[1]
     rows = heads // kv_heads * count

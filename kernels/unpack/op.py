@@ -31,7 +31,7 @@ def dequantize(
         begin: First position.
         end: One more than the last; what a ring has overwritten must not be asked for.
         dtype: Type of the result; ``code * scale + offset`` in float32, then rounded; a value beyond
-            float16's range becomes its largest number.
+            float16's range becomes its largest number. A side at 16 bits gives its values as they are.
         implementation: ``auto`` takes the kernels on CUDA and the reference elsewhere.
 
     Returns:
@@ -41,6 +41,8 @@ def dequantize(
         ValueError: If the store does not hold these positions.
     """
     _check(sides, begin, end)
+    if sides[0].bits == 16:
+        return reference.dequantize(sides, keys=keys, begin=begin, end=end, dtype=dtype)
     if implementation == "triton" or (implementation == "auto" and sides[0].words.is_cuda):
         from kernels.unpack import triton_impl
 

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 def dequantize(sides: Sequence[PackedSide], *, keys: bool, begin: int, end: int, dtype: torch.dtype) -> Tensor:
     """See `kernels.unpack.op.dequantize`."""
+    if sides[0].bits == 16:
+        first = begin // BLOCK
+        words, _ = _blocks(sides, first, max(first + 1, -(-end // BLOCK)))
+        held = words.reshape(*words.shape[:2], -1, sides[0].head_dim)
+        return held[:, :, begin - first * BLOCK : end - first * BLOCK].to(dtype)
     channel = sides[0].granularity == "channel"
     low, high = (begin // CHANNEL_GROUP, -(-end // CHANNEL_GROUP)) if channel else (begin, end)
     unit = CHANNEL_GROUP if channel else 1

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from kvtuner_core.domain.model import LayerGeometry
 from kvtuner_core.domain.policy import LayerPrecision
-from kvtuner_core.domain.precision import FULL_BITS
 from kvtuner_core.domain.scheme import PrefillMode, QuantScheme
 from kvtuner_core.runtime.cache_layer import PackedLayer
 from kvtuner_core.runtime.in_place.plan import MAX_QUERIES, Extent, StepPlan
@@ -268,7 +267,7 @@ class InPlaceLayer(PackedLayer):  # type: ignore[no-untyped-call]
     def _store(self, shape: StoreShape, index: int) -> Store:
         group = self.groups[index]
         shape = replace(shape, heads=len(group.heads))
-        if group.pair.key_bits == FULL_BITS:
+        if group.pair.is_full:
             return ExactStore(shape, self.extent)
         return PackedStore(shape, group.pair, self.scheme, self.extent)
 

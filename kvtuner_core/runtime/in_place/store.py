@@ -15,9 +15,9 @@ from kernels.exact_attention import op as exact_op
 from kernels.quantize import op as quantize_op
 from kernels.quantize.op import Packed
 from kernels.unpack import op as unpack_op
-from kvtuner_core.domain.precision import PrecisionPair
+from kvtuner_core.domain.precision import FULL_BITS, PrecisionPair
 from kvtuner_core.domain.scheme import Granularity, QuantScheme
-from kvtuner_core.runtime.cache_side import ExactSide, QuantizedSide, Side
+from kvtuner_core.runtime.cache_side import ExactSide, Side
 from kvtuner_core.runtime.in_place.plan import MAX_QUERIES, Extent, StepPlan
 from kvtuner_core.runtime.in_place.span import Span
 
@@ -47,8 +47,9 @@ class StoreShape:
 class PackedStore:
     """Quantised history in blocks of 64 tokens, and sinks and newest tokens in full precision.
 
-    A layer without a limit grows by whole segments, so that nothing stored is ever copied; a
-    sliding-window layer has one segment, used as a ring.
+    One side, keys or values, may be unquantised, in blocks likewise. A layer without a limit grows by
+    whole segments, so that nothing stored is ever copied; a sliding-window layer has one segment, used
+    as a ring.
 
     Attributes:
         keys: Segments of packed keys, `PackedSide`, in the order of their blocks.
@@ -130,11 +131,13 @@ class PackedStore:
         start = visible_from // self.extent.unit * self.extent.unit
         held = ((self.keys, self.recent.keys), (self.values, self.recent.values))
         for side, (segments, recent) in zip(sides, held, strict=True):
-            if not isinstance(side, QuantizedSide):
-                raise TypeError("Quantised tokens go to quantised sides.")
+            keys = side is sides[0]
+            if isinstance(side, ExactSide):
+                side.take(self._read(segments, recent, span, visible_from, keys=keys), start=visible_from)
+                continue
             side.take(
                 sinks=recent[:, :, : min(self.extent.sinks, span.after)].clone(),
-                packed=self._plain(segments, start, max(start, span.packed_after), keys=side is sides[0]),
+                packed=self._plain(segments, start, max(start, span.packed_after), keys=keys),
                 window=recent[:, :, self._slots(max(start, span.packed_after), span.after - self.extent.sinks)],
                 start=start,
             )
@@ -153,16 +156,19 @@ class PackedStore:
 
     def used_bytes(self, span: Span, visible_from: int) -> int:
         """Bytes of the tokens that are held after ``span``, out of those of the buffers."""
+        sides = ((self.keys[:1], self.recent.keys), (self.values[:1], self.recent.values))
+        return sum(self._side_bytes(side, recent, span, visible_from) for side, recent in sides)
+
+    def _side_bytes(self, side: Sequence[PackedSide], recent: Tensor, span: Span, visible_from: int) -> int:
+        slot = recent.nbytes // self.extent.slots
+        if side and side[0].bits == FULL_BITS:
+            return (span.after - visible_from) * slot
         start = visible_from // self.extent.unit * self.extent.unit
         packed = max(0, span.packed_after - start)
         per_token = sum(
-            tensor.nbytes // (tensor.shape[2] * BLOCK)
-            for side in (*self.keys[:1], *self.values[:1])
-            for tensor in (side.words, side.scales)
+            tensor.nbytes // (tensor.shape[2] * BLOCK) for one in side for tensor in (one.words, one.scales)
         )
-        exact = span.after - max(start, span.packed_after)
-        slot = (self.recent.keys.nbytes + self.recent.values.nbytes) // self.extent.slots
-        return packed * per_token + exact * slot
+        return packed * per_token + (span.after - max(start, span.packed_after)) * slot
 
     def _grow(self, blocks: int) -> None:
         first = self.capacity // BLOCK
@@ -176,6 +182,7 @@ class PackedStore:
             blocks=blocks,
             head_dim=shape.head_dim,
             device=shape.device,
+            dtype=shape.dtype,
         )
         keys = make(bits=self.pair.key_bits, group_size=None if channel else group, channel=channel)
         values = make(bits=self.pair.value_bits, group_size=group, channel=False)

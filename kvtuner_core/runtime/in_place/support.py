@@ -8,7 +8,7 @@ import torch
 from kernels.decode_attention import op as decode
 from kvtuner_core.domain.model import LayerGeometry
 from kvtuner_core.domain.policy import LayerPrecision
-from kvtuner_core.domain.precision import FULL_BITS, PrecisionPair
+from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.scheme import Granularity, QuantScheme, Rotation, ScaleDtype
 from kvtuner_core.errors import InputError
 
@@ -53,11 +53,8 @@ def unsupported(geometry: LayerGeometry, precision: LayerPrecision, scheme: Quan
 
 
 def _pair_reason(pair: PrecisionPair, head_dim: int, scheme: QuantScheme) -> str | None:
-    exact = (pair.key_bits == FULL_BITS, pair.value_bits == FULL_BITS)
-    if all(exact):
+    if pair.is_full:
         return None
-    if any(exact):
-        return f"{pair.name} keeps one side unquantised"
     return _scheme_reason(scheme) or _layout_reason(pair, head_dim, scheme)
 
 

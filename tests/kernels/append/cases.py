@@ -72,6 +72,7 @@ def stores(shape: Shape, device: str = "cpu") -> Stores:
                 group_size=group,
                 channel=channel,
                 device=device,
+                dtype=shape.dtype,
             )
             if blocks:
                 segments.append(replace(side, first_block=first, ring=shape.ring))
@@ -135,6 +136,8 @@ SMALL = (
     Shape(k_bits=8, v_bits=4, channel=True, head_dim=80, pieces=(80,), batch=1, heads=1),
     Shape(k_bits=2, v_bits=2, dtype=torch.float32, size=1e6, pieces=(90, 2), heads=1),
     Shape(k_bits=4, v_bits=2, dtype=torch.bfloat16, size=1e-6, pieces=(1, 1, 80), v_group=16, heads=1),
-    Shape(k_bits=8, v_bits=4, sinks=3, second=2, blocks=1, pieces=(100, 1, 4, 70)),
+    Shape(k_bits=16, v_bits=4, sinks=3, second=2, blocks=1, pieces=(100, 1, 4, 70)),
+    Shape(k_bits=2, v_bits=16, channel=True, pieces=(100, 30, 8), dtype=torch.bfloat16),
+    Shape(k_bits=16, v_bits=8, ring=True, blocks=3, pieces=(300, 4, 61), batch=1, heads=1),
 )
 """Shapes small enough for the interpreter."""

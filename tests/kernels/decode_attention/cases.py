@@ -61,12 +61,17 @@ class Case:
 def side(
     shape: Shape, bits: int, size: float, *, channel: bool, group: int | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Codes, scale, offset and the float64 values they stand for."""
+    """Codes, scale, offset and the float64 values they stand for; of an unquantised side only the values count."""
     padded = -(-shape.tokens // 32) * 32 if channel else shape.tokens
-    codes = torch.randint(0, 2**bits, (shape.batch, shape.kv_heads, padded, shape.head_dim), dtype=torch.uint8)
+    codes = torch.randint(
+        0, 2 ** min(bits, 8), (shape.batch, shape.kv_heads, padded, shape.head_dim), dtype=torch.uint8
+    )
     extent = (padded // 32, shape.head_dim) if channel else (padded, shape.head_dim // (group or shape.head_dim))
     scale = ((2 + 3 * torch.rand(shape.batch, shape.kv_heads, *extent)) / 2**bits * size).half()
     offset = (-(1.5 + torch.rand(scale.shape)) * size).half()
+    if bits == 16:
+        exact = (torch.randn(shape.batch, shape.kv_heads, shape.tokens, shape.head_dim) * size).to(shape.dtype)
+        return codes, scale, offset, exact.double()
     if channel:
         factor, added = (x.double().repeat_interleave(32, dim=2) for x in (scale, offset))
     else:
@@ -79,6 +84,16 @@ def poison(scale: Tensor, last: Tensor, *, tokens: int) -> Tensor:
     begin = torch.arange(scale.shape[2]) * tokens
     unwritten = (begin >= last[:, None])[:, None, :, None]
     return scale.masked_fill(unwritten, torch.nan)
+
+
+def unquantised(values: Tensor, last: Tensor, dtype: torch.dtype) -> PackedSide:
+    """A side at 16 bits that holds ``values [B, H, T, D]``, and NaN where no token has been written."""
+    unwritten = torch.arange(values.shape[2]) >= last[:, None]
+    held = values.masked_fill(unwritten[:, None, :, None], torch.nan)
+    held = torch.nn.functional.pad(held, (0, 0, 0, -held.shape[2] % 64), value=torch.nan)
+    words = held.unflatten(2, (-1, 64)).flatten(3).to(dtype)
+    scales = torch.zeros(*words.shape[:3], 0, dtype=torch.float16)
+    return PackedSide(words=words, scales=scales, bits=16, granularity="token", head_dim=values.shape[3])
 
 
 def placed(shape: Shape, whole: PackedSide, last: Tensor) -> tuple[PackedSide, ...]:
@@ -106,9 +121,10 @@ def placed(shape: Shape, whole: PackedSide, last: Tensor) -> tuple[PackedSide, .
 def make(shape: Shape, seed: int = 0) -> Case:
     """A case on the CPU."""
     torch.manual_seed(seed)
-    kc, ks, ko, k = side(shape, shape.k_bits, shape.key_scale, channel=shape.channel, group=shape.k_group)
+    channel = shape.channel and shape.k_bits < 16
+    kc, ks, ko, k = side(shape, shape.k_bits, shape.key_scale, channel=channel, group=shape.k_group)
     vc, vs, vo, v = side(shape, shape.v_bits, shape.value_scale, channel=False, group=shape.v_group)
-    k, missing = k[:, :, : shape.tokens], -shape.tokens % 32 if shape.channel else 0
+    k, missing = k[:, :, : shape.tokens], -shape.tokens % 32 if channel else 0
     if missing:
         pad = (0, 0, 0, missing)
         vc = torch.nn.functional.pad(vc, pad)
@@ -136,12 +152,21 @@ def make(shape: Shape, seed: int = 0) -> Case:
     scores = grouped @ k.transpose(2, 3) * shape.head_dim**-0.5
     seen = mask[:, None, None].expand(-1, -1, shape.group, -1, -1).flatten(2, 3)
     weights = scores.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num(0.0)
-    ks, ko = (poison(x, last, tokens=32 if shape.channel else 1) for x in (ks, ko))
+    ks, ko = (poison(x, last, tokens=32 if channel else 1) for x in (ks, ko))
     vs, vo = (poison(x, last, tokens=1) for x in (vs, vo))
+    held = [
+        unquantised(exact[:, :, : shape.tokens], last, shape.dtype)
+        if bits == 16
+        else pack(codes, scale, offset, bits=bits)
+        for bits, exact, pack, codes, scale, offset in (
+            (shape.k_bits, k, pack_keys, kc, ks, ko),
+            (shape.v_bits, v, pack_values, vc, vs, vo),
+        )
+    ]
     return Case(
         query=query,
-        keys=placed(shape, pack_keys(kc, ks, ko, bits=shape.k_bits), last),
-        values=placed(shape, pack_values(vc, vs, vo, bits=shape.v_bits), last),
+        keys=placed(shape, held[0], last),
+        values=placed(shape, held[1], last),
         visible=Visible(first=first.to(torch.int32), last=last),
         recent=recent,
         expected=(weights @ v).reshape(query.shape),
@@ -165,5 +190,9 @@ SMALL = (
     Shape(k_bits=4, v_bits=2, head_dim=64, tokens=70, k_group=32, v_group=16),
     Shape(k_bits=2, v_bits=4, head_dim=64, tokens=300, ring=3, sliding=90, queries=2),
     Shape(k_bits=4, v_bits=8, head_dim=80, tokens=200, cuts=(1, 3), channel=True, kv_heads=1),
+    Shape(k_bits=16, v_bits=4, head_dim=64, tokens=100, group=3, queries=2),
+    Shape(k_bits=4, v_bits=16, head_dim=80, tokens=200, cuts=(1, 3), channel=True, kv_heads=1),
+    Shape(k_bits=3, v_bits=16, head_dim=64, tokens=300, ring=3, sliding=90, queries=2),
+    Shape(k_bits=16, v_bits=2, head_dim=96, tokens=70, v_group=32, dtype=torch.bfloat16),
 )
 """Shapes small enough for the interpreter."""

@@ -65,7 +65,7 @@ def fill(shape: Shape, *, seed: int = 0) -> Filled:
         for first, count in zip((0, shape.split), blocks, strict=False):
             made = empty_side(
                 batch=2, heads=3, blocks=count, head_dim=shape.head_dim, bits=bits, group_size=group, channel=channel,
-                device="cpu",
+                device="cpu", dtype=torch.float32,
             )  # fmt: skip
             sides[index].append(replace(made, first_block=first, ring=shape.ring is not None))
     recent = RecentStore(
@@ -92,4 +92,4 @@ def fill(shape: Shape, *, seed: int = 0) -> Filled:
 
 def _quantized(x: Tensor, bits: int, group: int | None, *, channel: bool) -> Packed:
     size = 32 if channel else group or x.shape[3]
-    return quantize(x, bits=bits, granularity="channel" if channel else "token", group_size=size)
+    return quantize(x, bits=min(bits, 8), granularity="channel" if channel else "token", group_size=size)

@@ -39,6 +39,15 @@ def test_positions_beyond_the_store_are_refused() -> None:
         dequantize(filled.keys, keys=True, begin=0, end=257, dtype=torch.float32)
 
 
+@pytest.mark.parametrize("ring", [None, 3])
+def test_an_unquantised_side_comes_out_as_it_went_in(ring: int | None) -> None:
+    filled = fill(Shape(key_bits=16, value_bits=4, ring=ring))
+    raw = torch.randn((2, 3, 224, 64), generator=torch.Generator().manual_seed(0))
+    raw[..., 5] *= 40
+    stretch = {"keys": True, "begin": filled.oldest + 3, "end": 221, "dtype": torch.float32}
+    assert torch.equal(dequantize(filled.keys, **stretch), raw[:, :, filled.oldest + 3 : 221])
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)

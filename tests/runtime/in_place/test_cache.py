@@ -200,6 +200,19 @@ def test_masks_with_holes_are_read_through_the_models_own_attention(models):
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("pair", ["K16V4", "K8V16"])
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize("scheme", [SCHEMES["per-token, groups, window, sinks"], SCHEMES["kivi"]])
+def test_one_side_can_stay_unquantised(models, family, scheme, pair):
+    model, ids = models[family], _prompt(70)
+    policy = KVPolicy.uniform(pair, layers=3, scheme=scheme)
+    plain, in_place = _caches(policy, model)
+    expected = _generate(model, ids, plain, max_new_tokens=40)
+    assert torch.equal(_generate(model, ids, in_place, max_new_tokens=40), expected)
+    assert in_place.kernels is Kernels.TRITON
+    assert in_place.measured_bytes() == plain.measured_bytes() == _predicted(in_place, 2)
+
+
 @pytest.mark.parametrize("pair", ["K4V4", "K16V16"])
 def test_buffers_grow_by_segments_and_nothing_stored_is_copied(models, pair):
     model, ids = models["llama"], _prompt(900, batch=1)
@@ -227,7 +240,7 @@ def test_buffers_grow_by_segments_and_nothing_stored_is_copied(models, pair):
     (QuantScheme.per_token(symmetric=True), "K4V4", "its codes are symmetric"),
     (QuantScheme.per_token(rotation=Rotation.KEYS_AND_VALUES), "K4V4", "its codes are rotated"),
     (QuantScheme.kivi(residual_share=0.2), "K4V4", "its full-precision window grows with the context"),
-    (QuantScheme.per_token(), "K16V4", "K16V4 keeps one side unquantised"),
+    (QuantScheme.per_token(symmetric=True), "K16V4", "its codes are symmetric"),
     (QuantScheme.kivi(group_size=16), "K4V4", "its channel groups have 16 tokens, not 32"),
     (QuantScheme.per_token(), "K4V3", "head_dim must be a multiple of 64 at 3 bits"),
 ])  # fmt: skip

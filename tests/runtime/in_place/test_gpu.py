@@ -148,7 +148,7 @@ def test_a_float32_model_is_read_by_the_reference():
     assert "not float32" in decoder.why_eager
 
 
-@pytest.mark.parametrize("pair", ["K16V16", "K8V8"])
+@pytest.mark.parametrize("pair", ["K16V16", "K8V8", "K16V8", "K8V16"])
 def test_a_cache_that_outgrows_its_buffers_goes_on_in_segments(models, pair):
     model, ids = models["llama"], _ids(2, 900)
     policy = KVPolicy.uniform(pair, layers=model.config.num_hidden_layers, scheme=SCHEMES["per-token"])

@@ -25,7 +25,7 @@ SCHEMES = (
 @st.composite
 def twins(draw):
     """A plain layer and one in buffers, of any pairs, full or sliding."""
-    bits = st.sampled_from(("K8V8", "K4V2", "K2V4", "K3V3", "K16V16"))
+    bits = st.sampled_from(("K8V8", "K4V2", "K2V4", "K3V3", "K16V16", "K16V4", "K2V16"))
     precision = LayerPrecision(pair=PrecisionPair.parse(draw(bits)))
     if draw(st.booleans()):
         precision = LayerPrecision(heads=tuple(PrecisionPair.parse(draw(bits)) for _ in range(HEADS)))
@@ -81,7 +81,7 @@ def test_every_update_attends_to_what_the_plain_layer_returns(pair, sizes):
         assert torch.equal(held, same)
 
 
-@pytest.mark.parametrize("pair", ["K4V4", "K2V2"])
+@pytest.mark.parametrize("pair", ["K4V4", "K16V4", "K4V16"])
 def test_a_window_that_straddles_two_segments_is_quantised_as_it_was(pair):
     geometry = LayerGeometry(kv_heads=HEADS, key_dim=DIM, value_dim=DIM)
     precision = LayerPrecision(pair=PrecisionPair.parse(pair))
