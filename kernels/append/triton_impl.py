@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor, uint8
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from kernels.decode_attention.triton_impl import channel_place
+from kernels.launching import Launcher, launches_early
 
 if TYPE_CHECKING:
     from kernels.append.op import RecentStore
@@ -357,6 +357,9 @@ def keep_kernel(
     tl.store(p_recent_values + to, tl.load(p_new_values + at, mask=mask), mask=mask)
 
 
+_PACK = Launcher(pack_kernel)
+
+
 def append(
     keys: PackedSide,
     values: PackedSide,
@@ -376,40 +379,31 @@ def append(
     width = triton.next_power_of_2(dim)
     strides = (new_keys.stride()[:3], new_values.stride()[:3])
     tile = (32 if channel else 1) if few else 64
-    early = progress.is_cuda and torch.cuda.get_device_capability(progress.device)[0] >= 9
+    early = launches_early(progress.device)
     # Due are at most the tokens of the ring and the new ones, in blocks that may begin anywhere.
     tiles = 1 if few else (count + ring) // 64 + 2
-    pack_kernel[(batch * heads, tiles, 2)](
-        progress,
-        new_keys,
-        new_values,
-        recent.keys,
-        recent.values,
-        keys.words if keys.bits == 16 else keys.words.view(uint8),
-        keys.scales,
-        values.words if values.bits == 16 else values.words.view(uint8),
-        values.scales,
-        *strides,
-        count,
-        heads,
-        recent.sinks,
-        ring,
-        keys.first_block,
-        keys.words.shape[2],
-        K_BITS=keys.bits,
-        V_BITS=values.bits,
-        D=dim,
-        WIDTH=width,
-        CHANNEL=channel,
-        K_GROUP=keys.group_size or dim,
-        V_GROUP=values.group_size or dim,
-        RING=keys.ring,
-        T=tile,
-        FEW=triton.next_power_of_2(count) if few else 0,
-        EARLY=early,
-        num_warps={1: 1, 32: 4, 64: 8}[tile],
-        enable_fp_fusion=False,
-        **({"launch_pdl": True} if early else {}),
+    held = (side.words if side.bits == 16 else side.words.view(uint8) for side in (keys, values))
+    stores = [x for words, side in zip(held, (keys, values), strict=True) for x in (words, side.scales)]
+    _PACK(
+        (batch * heads, tiles, 2),
+        (
+            *(progress, new_keys, new_values, recent.keys, recent.values, *stores, *strides),
+            *(count, heads, recent.sinks, ring, keys.first_block, keys.words.shape[2]),
+        ),
+        {
+            "K_BITS": keys.bits,
+            "V_BITS": values.bits,
+            "D": dim,
+            "WIDTH": width,
+            "CHANNEL": channel,
+            "K_GROUP": keys.group_size or dim,
+            "V_GROUP": values.group_size or dim,
+            "RING": keys.ring,
+            "T": tile,
+            "FEW": triton.next_power_of_2(count) if few else 0,
+            "EARLY": early,
+        },
+        {"num_warps": {1: 1, 32: 4, 64: 8}[tile], "enable_fp_fusion": False} | ({"launch_pdl": True} if early else {}),
     )
     # Few tokens overwrite nothing that is still to be packed, and were kept above.
     if keep and not few:

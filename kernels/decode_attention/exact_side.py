@@ -2,8 +2,10 @@
 # ruff: noqa: N803, N806, PLR0913, PLR0917
 """Attention over packed keys and unquantised values, or the other way round, on a GPU: split over the tokens, merged.
 
-Plain Triton: a program dequantises a block of 64 tokens of one KV head and multiplies it with up to 16 query
-rows on tensor cores, in three passes of tf32, which is as exact as float32 for what is stored.
+Plain Triton: a program takes a block of 64 tokens of one KV head and multiplies it with up to 16 query rows on
+tensor cores. What is stored in the dtype of the model is multiplied in it, as in `kernels.exact_attention`. Codes with
+one scale a token are multiplied as they are, scale and offset after it (keys) or before it (values); others are
+dequantised and multiplied in three passes of tf32, which is as exact as float32.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from kernels.decode_attention.triton_impl import (
     _MIN_BLOCKS,
@@ -24,37 +27,54 @@ from kernels.decode_attention.triton_impl import (
     split_plan,
     value_codes,
 )
+from kernels.launching import Launcher, launches_early, processors
 
 if TYPE_CHECKING:
     from kernels.decode_attention.op import PackedSide, Recent, Visible
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 _ROWS = 16
-_PROGRAMS = 3
-"""Programs of a processor that run at once."""
 
 
 @triton.jit
-def _values(
-    p_words,
-    p_scales,
-    m_token,
-    d,
-    m_d,
-    KEYS: tl.constexpr,
-    BITS: tl.constexpr,
-    D: tl.constexpr,
-    CHANNEL: tl.constexpr,
-    GROUPS: tl.constexpr,
-):
-    """The 64 tokens ``[64, W]`` of a block as float32; zeros where nobody looks."""
-    r = tl.arange(0, 64)[:, None]
-    mask = m_token[:, None] & m_d[None, :]
-    d = d[None, :]
+def _key_plane(p_words, D: tl.constexpr, BITS: tl.constexpr):
+    """Codes ``[64, D]`` of one plane of a block of keys; D a power of two, 64 at least."""
+    N: tl.constexpr = 8 // BITS
+    words = tl.load(p_words + tl.arange(0, 2 * D * BITS)).reshape([BITS, D // 64, 8, 4, 4, 1, 1])
+    byte = tl.arange(0, 4).reshape([1, 1, 1, 1, 1, 4, 1])
+    place = tl.arange(0, N).reshape([1, 1, 1, 1, 1, 1, N])
+    codes = (words >> (8 * byte + BITS * place)) & ((1 << BITS) - 1)
+    return codes.permute(0, 6, 2, 1, 4, 3, 5).reshape([64, D])
+
+
+@triton.jit
+def _value_plane(p_words, D: tl.constexpr, BITS: tl.constexpr):
+    """Codes ``[64, D]`` of one plane of a block of values; D a power of two, 64 at least."""
+    N: tl.constexpr = 8 // BITS
+    words = tl.load(p_words + tl.arange(0, 2 * D * BITS)).reshape([D * BITS // 64, 8, 4, 4, 1, 1, 1])
+    odd = tl.arange(0, 2).reshape([1, 1, 1, 1, 2, 1, 1])
+    upper = tl.arange(0, 2).reshape([1, 1, 1, 1, 1, 2, 1])
+    place = tl.arange(0, N).reshape([1, 1, 1, 1, 1, 1, N])
+    codes = (words >> (16 * odd + 8 * upper + BITS * place)) & ((1 << BITS) - 1)
+    return codes.permute(3, 5, 2, 4, 0, 6, 1).reshape([64, D])
+
+
+@triton.jit
+def _codes(p_words, lanes, KEYS: tl.constexpr, BITS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr):
+    """The codes ``[64, W]`` of a block: whole runs of words where D allows it, else a word a code."""
     MAIN: tl.constexpr = 2 if BITS == 3 else BITS
-    if BITS == 16:
-        out = tl.load(p_words + r * D + d, mask=mask, other=0.0).to(tl.float32)
+    if D == WIDTH and D >= 64:
+        if KEYS:
+            codes = _key_plane(p_words, D, MAIN)
+            if BITS == 3:
+                codes = codes | (_key_plane(p_words + 4 * D, D, 1) << 2)
+        else:
+            codes = _value_plane(p_words, D, MAIN)
+            if BITS == 3:
+                codes = codes | (_value_plane(p_words + 4 * D, D, 1) << 2)
     else:
+        r = tl.arange(0, 64)[:, None]
+        d = lanes[None, :]
         if KEYS:
             codes = key_codes(p_words, r, d, MAIN, D)
             if BITS == 3:
@@ -63,16 +83,117 @@ def _values(
             codes = value_codes(p_words, r, d, MAIN)
             if BITS == 3:
                 codes = codes | (value_codes(p_words + 4 * D, r, d, 1) << 2)
-        if CHANNEL:
-            p_s = p_scales + r // 32 * (2 * D) + channel_place(d, D)
-            scale = tl.load(p_s, mask=mask, other=0.0).to(tl.float32)
-            offset = tl.load(p_s + D, mask=mask, other=0.0).to(tl.float32)
+    return codes
+
+
+@triton.jit
+def _token_pairs(p_scales, m_token):
+    """Scale and offset ``[64]`` of the tokens of a block; zeros where nobody looks."""
+    r = tl.arange(0, 64)
+    p_s = p_scales + 2 * ((r % 8) * 8 + r // 8)
+    scale = tl.load(p_s, mask=m_token, other=0.0).to(tl.float32)
+    return scale, tl.load(p_s + 1, mask=m_token, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _scaled(codes, p_scales, m_token, lanes, D: tl.constexpr, CHANNEL: tl.constexpr, GROUPS: tl.constexpr):
+    """What the codes of a block stand for, float32; zeros where nobody looks."""
+    if CHANNEL:
+        group = tl.arange(0, 2)[:, None]
+        p_s = p_scales + group * (2 * D) + channel_place(lanes, D)[None, :]
+        WIDTH: tl.constexpr = codes.shape[1]
+        scale = tl.load(p_s).to(tl.float32).reshape([2, 1, WIDTH])
+        offset = tl.load(p_s + D).to(tl.float32).reshape([2, 1, WIDTH])
+        x = (codes.to(tl.float32).reshape([2, 32, WIDTH]) * scale + offset).reshape([64, WIDTH])
+        x = tl.where(m_token[:, None], x, 0.0)
+    else:
+        r = tl.arange(0, 64)[:, None]
+        p_s = p_scales + 2 * ((r % 8) * 8 + r // 8) + 128 * (lanes // (D // GROUPS))[None, :]
+        scale = tl.load(p_s, mask=m_token[:, None], other=0.0).to(tl.float32)
+        x = codes.to(tl.float32) * scale + tl.load(p_s + 1, mask=m_token[:, None], other=0.0).to(tl.float32)
+    return x
+
+
+@triton.jit
+def _weighted(p, codes, acc, WIDE: tl.constexpr):
+    """``acc + p @ codes``: codes fit bfloat16, and weights two of its numbers."""
+    if WIDE:
+        acc = tl.dot(p, codes.to(tl.float32), acc, input_precision="ieee")
+    else:
+        exact = codes.to(tl.bfloat16)
+        high = p.to(tl.bfloat16)
+        acc = tl.dot(high, exact, acc)
+        acc = tl.dot((p - high.to(tl.float32)).to(tl.bfloat16), exact, acc)
+    return acc
+
+
+@triton.jit
+def _scores(
+    query,
+    p_words,
+    p_scales,
+    m_token,
+    d,
+    BITS: tl.constexpr,
+    D: tl.constexpr,
+    CHANNEL: tl.constexpr,
+    GROUPS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Products ``[ROWS, 64]`` of queries and the keys of a block."""
+    m_d = d < D
+    lanes = tl.where(m_d, d, 0)
+    mask = m_token[:, None] & m_d[None, :]
+    if BITS == 16:
+        p_held = p_words + tl.arange(0, 64)[:, None] * D + d[None, :]
+        k = tl.load(p_held, mask=mask, other=0.0).to(query.dtype)
+        x = tl.dot(query, tl.trans(k), input_precision=PRECISION)
+    else:
+        codes = _codes(p_words, lanes, True, BITS, D, d.shape[0])
+        wide = query.to(tl.float32)
+        if (not CHANNEL) and GROUPS == 1:
+            scales, offsets = _token_pairs(p_scales, m_token)
+            x = tl.dot(query, tl.trans(codes.to(query.dtype)), input_precision=PRECISION)
+            x = x * scales[None, :] + tl.sum(wide, axis=1)[:, None] * offsets[None, :]
         else:
-            p_s = p_scales + 2 * ((r % 8) * 8 + r // 8) + 128 * (d // (D // GROUPS))
-            scale = tl.load(p_s, mask=mask, other=0.0).to(tl.float32)
-            offset = tl.load(p_s + 1, mask=mask, other=0.0).to(tl.float32)
-        out = codes.to(tl.float32) * scale + offset
-    return out
+            k = _scaled(codes, p_scales, m_token, lanes, D, CHANNEL, GROUPS)
+            x = tl.dot(wide, tl.trans(k), input_precision=PRECISION)
+    return x
+
+
+@triton.jit
+def _sums(
+    acc,
+    shift,
+    p,
+    p_words,
+    p_scales,
+    m_token,
+    d,
+    DTYPE: tl.constexpr,
+    BITS: tl.constexpr,
+    D: tl.constexpr,
+    GROUPS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``acc`` and ``shift`` (the same for all channels) with the values of a block, weighted by ``p``."""
+    m_d = d < D
+    lanes = tl.where(m_d, d, 0)
+    mask = m_token[:, None] & m_d[None, :]
+    if BITS == 16:
+        p_held = p_words + tl.arange(0, 64)[:, None] * D + d[None, :]
+        v = tl.load(p_held, mask=mask, other=0.0).to(DTYPE)
+        acc = tl.dot(p.to(DTYPE), v, acc, input_precision=PRECISION)
+    else:
+        codes = _codes(p_words, lanes, False, BITS, D, d.shape[0])
+        if GROUPS == 1:
+            scales, offsets = _token_pairs(p_scales, m_token)
+            acc = _weighted(p * scales[None, :], codes, acc, PRECISION == "ieee")
+            shift += tl.sum(p * offsets[None, :], axis=1)
+        else:
+            v = _scaled(codes, p_scales, m_token, lanes, D, False, GROUPS)
+            acc = tl.dot(p, v, acc, input_precision=PRECISION)
+    return acc, shift
 
 
 @triton.jit
@@ -105,8 +226,12 @@ def exact_side_kernel(
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One split of one KV head for ``ROWS`` query rows; the splits are dealt out as in `decode_kernel`."""
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     K_BLOCK: tl.constexpr = 64 * D if K_BITS == 16 else 2 * D * K_BITS
     V_BLOCK: tl.constexpr = 64 * D if V_BITS == 16 else 2 * D * V_BITS
     KS_BLOCK: tl.constexpr = 4 * D if CHANNEL else 128 * K_GROUPS
@@ -120,40 +245,54 @@ def exact_side_kernel(
     last = tl.load(p_last + batch)
     d = tl.arange(0, WIDTH)
     m_d = d < D
-    lanes = tl.where(m_d, d, 0)
     query = tl.load(
         p_query + (head * rows + row)[:, None] * D + d[None, :], mask=m_row[:, None] & m_d[None, :], other=0.0
-    ).to(tl.float32)
+    )
+    if PRECISION == "ieee":
+        # The interpreter cannot multiply bfloat16.
+        query = query.to(tl.float32)
     lowest = tl.min(first, axis=0)
     low, share, whole = deal(lowest, last, origin, blocks, tl.num_programs(0), RING, MIN_BLOCKS)
     lo = low + split * share
     peak = tl.full([ROWS], -1e30, tl.float32)
     norm = tl.full([ROWS], 0.0, tl.float32)
+    shift = tl.full([ROWS], 0.0, tl.float32)
     acc = tl.zeros([ROWS, WIDTH], tl.float32)
     for block in range(lo, tl.minimum(lo + share, whole)):
         at = head * blocks + (block % blocks if RING else block)
         token = origin + block * 64 + tl.arange(0, 64)
         m_token = (token >= lowest) & (token < last)
-        k = _values(
-            p_keys + at * K_BLOCK, p_key_scales + at * KS_BLOCK, m_token, lanes, m_d, True, K_BITS, D, CHANNEL, K_GROUPS
-        )
-        v = _values(
-            p_values + at * V_BLOCK, p_value_scales + at * VS_BLOCK, m_token, lanes, m_d, False, V_BITS, D, False,
-            V_GROUPS,
+        x = _scores(
+            query, p_keys + at * K_BLOCK, p_key_scales + at * KS_BLOCK, m_token, d, K_BITS, D, CHANNEL, K_GROUPS,
+            PRECISION,
         )  # fmt: skip
-        k = tl.where(m_d[None, :], k, 0.0)
-        x = tl.dot(query, tl.trans(k), input_precision=PRECISION) * (scale * _LOG2E)
-        x = tl.where(m_token[None, :] & (token[None, :] >= first[:, None]), x, -1e38)
+        x = tl.where(m_token[None, :] & (token[None, :] >= first[:, None]), x * (scale * _LOG2E), -1e38)
         new_peak = tl.maximum(peak, tl.max(x, axis=1))
         p = tl.exp2(x - new_peak[:, None])
         old = tl.exp2(peak - new_peak)
         norm = norm * old + tl.sum(p, axis=1)
-        acc = tl.dot(p, v, acc * old[:, None], input_precision=PRECISION)
+        acc, shift = _sums(
+            acc * old[:, None], shift * old, p, p_values + at * V_BLOCK, p_value_scales + at * VS_BLOCK, m_token, d,
+            query.dtype, V_BITS, D, V_GROUPS, PRECISION,
+        )  # fmt: skip
         peak = new_peak
+    acc += shift[:, None]
     place = head * part_count + part_first + split
     tl.store(p_stats + place * 2 * rows + row, peak, mask=m_row)
     tl.store(p_stats + (place * 2 + 1) * rows + row, norm, mask=m_row)
     tl.store(p_out + (place * rows + row)[:, None] * D + d[None, :], acc, mask=m_row[:, None] & m_d[None, :])
+
+
+_LAUNCH = Launcher(exact_side_kernel)
+
+
+def resources(keys: PackedSide, values: PackedSide) -> tuple[int, int, int]:
+    """Programs of a processor that run at once, by registers and shared memory; warps, and loads in flight."""
+    if keys.head_dim > 128:
+        return 1, 8, 1
+    packed = values if keys.bits == 16 else keys
+    folded = packed.granularity == "token" and packed.groups == 1
+    return (3, 4, 3) if folded else (2, 4, 2)
 
 
 def decode_attention(
@@ -169,12 +308,11 @@ def decode_attention(
     rows = heads // kv_heads * count
     tiles = -(-rows // _ROWS)
     query = query.contiguous()
-    fast = query.is_cuda
-    programs = (torch.cuda.get_device_properties(query.device).multi_processor_count if fast else 1) * _PROGRAMS
+    fast, early = query.is_cuda, launches_early(query.device)
     first, last = visible.first.contiguous(), visible.last.contiguous()
     plan: tuple[int, ...] = ()
-    for keys, _ in segments:
-        blocks = keys.words.shape[2]
+    for keys, values in segments:
+        blocks, programs = keys.words.shape[2], resources(keys, values)[0] * processors(query.device)
         splits = split_plan(batch * kv_heads * tiles, blocks, programs, visible.max_tokens)
         plan += (keys.first_block * 64, blocks, splits)
     part_count, part_first = sum(plan[2::3]), 0
@@ -183,38 +321,29 @@ def decode_attention(
     out = torch.empty_like(query)
     for i, (keys, values) in enumerate(segments):
         origin, blocks, splits = plan[3 * i : 3 * i + 3]
-        exact_side_kernel[(splits, batch * kv_heads, tiles)](
-            query,
-            keys.words.contiguous(),
-            keys.scales.contiguous(),
-            values.words.contiguous(),
-            values.scales.contiguous(),
-            first,
-            last,
-            part,
-            stats,
-            scale,
-            origin,
-            blocks,
-            part_first,
-            part_count,
-            rows,
-            count,
-            kv_heads,
-            K_BITS=keys.bits,
-            V_BITS=values.bits,
-            D=dim,
-            CHANNEL=keys.granularity == "channel",
-            K_GROUPS=keys.groups,
-            V_GROUPS=values.groups,
-            RING=keys.ring,
-            MIN_BLOCKS=_MIN_BLOCKS,
-            WIDTH=triton.next_power_of_2(dim),
-            ROWS=_ROWS,
-            PRECISION="tf32x3" if fast and query.dtype != torch.float32 else "ieee",
-            num_warps=4,
-            # Staged loads would fill the shared memory; the operands of the products need half of it at head_dim 256.
-            num_stages=1,
+        _, warps, stages = resources(keys, values)
+        words, scales = ([side.words.contiguous(), side.scales.contiguous()] for side in (keys, values))
+        _LAUNCH(
+            (splits, batch * kv_heads, tiles),
+            (
+                *(query, *words, *scales, first, last, part, stats),
+                *(scale, origin, blocks, part_first, part_count, rows, count, kv_heads),
+            ),
+            {
+                "K_BITS": keys.bits,
+                "V_BITS": values.bits,
+                "D": dim,
+                "CHANNEL": keys.granularity == "channel",
+                "K_GROUPS": keys.groups,
+                "V_GROUPS": values.groups,
+                "RING": keys.ring,
+                "MIN_BLOCKS": _MIN_BLOCKS,
+                "WIDTH": triton.next_power_of_2(dim),
+                "ROWS": _ROWS,
+                "PRECISION": "tf32x3" if fast and query.dtype != torch.float32 else "ieee",
+                "EARLY": early,
+            },
+            {"num_warps": warps, "num_stages": stages} | ({"launch_pdl": True} if early else {}),
         )
         part_first += splits
     ring = segments[0][0].ring

@@ -29,6 +29,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from kernels.launching import Launcher, launches_early, processors
+
 if TYPE_CHECKING:
     from kernels.decode_attention.op import PackedSide, Recent, Visible
 
@@ -903,6 +905,9 @@ def split_plan(heads: int, blocks: int, programs: int, tokens: int | None) -> in
     return max(1, -(-blocks // per_split))
 
 
+_DECODE, _PLAIN, _MERGE = Launcher(decode_kernel), Launcher(plain_kernel), Launcher(merge_kernel)
+
+
 def decode_attention(
     query: Tensor,
     segments: tuple[tuple[PackedSide, PackedSide], ...],
@@ -918,16 +923,14 @@ def decode_attention(
     batch, heads, count, dim = query.shape
     kv_heads = segments[0][0].words.shape[1]
     rows = heads // kv_heads * count
+    fast, early = query.is_cuda, launches_early(query.device)
     query = query.contiguous()
-    fast = query.is_cuda
     tile = 4 if fast else 1
     tiles = -(-rows // tile)
-    processors = torch.cuda.get_device_properties(query.device).multi_processor_count if fast else 1
-    early = fast and torch.cuda.get_device_capability(query.device)[0] >= 9
     first, last = visible.first.contiguous(), visible.last.contiguous()
     plan: tuple[int, ...] = ()
     for keys, values in segments:
-        programs = launch_plan(keys, values)[0] * processors
+        programs = launch_plan(keys, values)[0] * processors(query.device)
         blocks = keys.words.shape[2]
         splits = split_plan(batch * kv_heads * tiles, blocks, programs, visible.max_tokens)
         plan += (keys.first_block * 64, blocks, splits)
@@ -941,41 +944,27 @@ def decode_attention(
         scales = [side.scales.contiguous() for side in (keys, values)]
         strides = [x.stride(1) for x in (words[0], scales[0], words[1], scales[1])]
         strides[1], strides[3] = strides[1] // 2, strides[3] // 2
-        kernel, options = plain_kernel, {"WIDTH": triton.next_power_of_2(dim)}
+        constants = {
+            "K_BITS": keys.bits,
+            "V_BITS": values.bits,
+            "D": dim,
+            "CHANNEL": keys.granularity == "channel",
+            "K_GROUPS": keys.groups,
+            "V_GROUPS": values.groups,
+            "RING": keys.ring,
+            "MIN_BLOCKS": _MIN_BLOCKS,
+        }
+        launch, options = _PLAIN, {}
         if fast:
-            chained = early and i > 0
-            kernel = decode_kernel
-            options = {"EARLY": early, "CHAINED": chained, "num_warps": 1, "maxnreg": launch_plan(keys, values)[1]}
-            options.update({"launch_pdl": True} if early else {})
+            launch, options = _DECODE, {"num_warps": 1, "maxnreg": launch_plan(keys, values)[1]}
+            options |= {"launch_pdl": True} if early else {}
+            constants |= {"EARLY": early, "CHAINED": early and i > 0}
             scales = [x.view(torch.int32) for x in scales]
-        kernel[(plan[3 * i + 2], batch * kv_heads, tiles)](
-            query,
-            words[0],
-            scales[0],
-            words[1],
-            scales[1],
-            first,
-            last,
-            part,
-            stats,
-            scale,
-            *plan[3 * i : 3 * i + 2],
-            part_first,
-            part_count,
-            *strides,
-            rows,
-            count,
-            kv_heads,
-            K_BITS=keys.bits,
-            V_BITS=values.bits,
-            D=dim,
-            CHANNEL=keys.granularity == "channel",
-            K_GROUPS=keys.groups,
-            V_GROUPS=values.groups,
-            RING=keys.ring,
-            MIN_BLOCKS=_MIN_BLOCKS,
-            **options,
-        )
+        else:
+            constants["WIDTH"] = triton.next_power_of_2(dim)
+        tensors = (query, words[0], scales[0], words[1], scales[1], first, last, part, stats)
+        numbers = (scale, *plan[3 * i : 3 * i + 2], part_first, part_count, *strides, rows, count, kv_heads)
+        launch((plan[3 * i + 2], batch * kv_heads, tiles), (*tensors, *numbers), constants, options)
         part_first += plan[3 * i + 2]
     ring = segments[0][0].ring
     merge(query, part, stats, recent, out, scale=scale, first=first, last=last, plan=plan, tile=tile, ring=ring)
@@ -998,40 +987,26 @@ def merge(
 ) -> None:
     """Join the splits of ``part`` and ``stats`` and the recent tokens into ``out``; ``plan`` as for `merge_kernel`."""
     heads, splits, rows, dim = part.shape
-    early = query.is_cuda and torch.cuda.get_device_capability(query.device)[0] >= 9
+    early = launches_early(query.device)
     k, v, mask, count = query, query, query, 0
     if recent is not None:
         k, v, mask, count = recent.keys, recent.values, recent.mask.contiguous().view(torch.uint8), recent.keys.shape[2]
         k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (k, v))
-    launch = {"launch_pdl": True} if early else {}
-    merge_kernel[(heads * rows,)](
-        query,
-        part,
-        stats,
-        k,
-        v,
-        mask,
-        first,
-        last,
-        out,
-        scale,
-        plan,
-        splits,
-        rows,
-        query.shape[2],
-        heads // query.shape[0],
-        count,
-        *k.stride()[:3],
-        *v.stride()[:3],
-        D=dim,
-        WIDTH=triton.next_power_of_2(dim),
-        SPLITS=min(32, triton.next_power_of_2(splits)),
-        TOKENS=32,
-        TILE=tile,
-        PER_QUERY=last.ndim == 2,
-        RING=ring,
-        MIN_BLOCKS=_MIN_BLOCKS,
-        WAIT=early,
-        num_warps=1,
-        **launch,
+    constants = {
+        "D": dim,
+        "WIDTH": triton.next_power_of_2(dim),
+        "SPLITS": min(32, triton.next_power_of_2(splits)),
+        "TOKENS": 32,
+        "TILE": tile,
+        "PER_QUERY": last.ndim == 2,
+        "RING": ring,
+        "MIN_BLOCKS": _MIN_BLOCKS,
+        "WAIT": early,
+    }
+    numbers = (scale, plan, splits, rows, query.shape[2], heads // query.shape[0], count)
+    _MERGE(
+        (heads * rows,),
+        (query, part, stats, k, v, mask, first, last, out, *numbers, *k.stride()[:3], *v.stride()[:3]),
+        constants,
+        {"num_warps": 1} | ({"launch_pdl": True} if early else {}),
     )

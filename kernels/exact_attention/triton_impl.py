@@ -16,6 +16,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from kernels.decode_attention.triton_impl import _MIN_BLOCKS, deal, merge
+from kernels.launching import launches_early, processors
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 _ROWS = 16
@@ -171,10 +172,8 @@ def exact_attention(
     rows = heads // kv_heads * count
     tiles = -(-rows // _ROWS)
     query = query.contiguous()
-    fast = query.is_cuda
-    early = _early(query)
-    processors = torch.cuda.get_device_properties(query.device).multi_processor_count if fast else 1
-    wanted = max(1, processors * _PROGRAMS // max(1, batch * kv_heads * tiles))
+    early = launches_early(query.device)
+    wanted = max(1, processors(query.device) * _PROGRAMS // max(1, batch * kv_heads * tiles))
     plan, origin = (), 0
     for keys, _ in segments:
         blocks = -(-keys.shape[2] // _BLOCK)
@@ -232,7 +231,7 @@ def append_exact(
     new_keys, new_values = (x if x.stride(3) == 1 else x.contiguous() for x in new)
     count = new_keys.shape[2]
     tokens = 1 if count == 1 else 16
-    early = _early(keys)
+    early = launches_early(keys.device)
     append_kernel[(-(-count // tokens), batch * heads)](
         keys,
         values,
@@ -254,8 +253,3 @@ def append_exact(
         num_warps=1 if count == 1 else 4,
         **({"launch_pdl": True} if early else {}),
     )
-
-
-def _early(x: Tensor) -> bool:
-    """Whether a kernel can be launched while the one before it still runs."""
-    return x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= 9

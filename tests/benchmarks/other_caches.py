@@ -148,15 +148,17 @@ def policy(model: PreTrainedModel) -> KVPolicy:
 
 
 def prompt(model: PreTrainedModel, length: int) -> Tensor:
-    """One sequence of random tokens."""
-    return torch.randint(0, 200, (1, length), device=model.device)
+    """One sequence of random tokens, none of which is the padding token."""
+    return torch.randint(1, 200, (1, length), device=model.device)
 
 
 def generate_ms(model: PreTrainedModel, cache: Cache, length: int) -> float:
     """Median milliseconds of a token in ``generate()``, called from Python."""
-    clock = Clock()
+    clock, ids = Clock(), prompt(model, length)
     model.generate(
-        prompt(model, length),
+        ids,
+        # Without it, padding tokens in the prompt would be hidden by a mask with holes, which every step then makes.
+        attention_mask=torch.ones_like(ids),
         past_key_values=cache,
         max_new_tokens=STEPS,
         do_sample=False,

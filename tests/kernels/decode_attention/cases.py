@@ -194,5 +194,8 @@ SMALL = (
     Shape(k_bits=4, v_bits=16, head_dim=80, tokens=200, cuts=(1, 3), channel=True, kv_heads=1),
     Shape(k_bits=3, v_bits=16, head_dim=64, tokens=300, ring=3, sliding=90, queries=2),
     Shape(k_bits=16, v_bits=2, head_dim=96, tokens=70, v_group=32, dtype=torch.bfloat16),
+    Shape(k_bits=16, v_bits=3, head_dim=64, tokens=100, v_group=16),
+    Shape(k_bits=2, v_bits=16, head_dim=128, tokens=90, channel=True, kv_heads=1, batch=1),
+    Shape(k_bits=16, v_bits=2, head_dim=256, tokens=70, kv_heads=1, batch=1),
 )
 """Shapes small enough for the interpreter."""

@@ -56,6 +56,16 @@ SHAPES = (
     *(Shape(tokens=2000, cuts=cuts, queries=2, channel=c) for cuts in ((7,), (1, 2, 30)) for c in (False, True)),
     Shape(tokens=2000, cuts=(16,), sliding=300, queries=2, v_group=32),
     Shape(tokens=9, cuts=(), recent=200, queries=5, group=1),
+    *(
+        Shape(k_bits=k, v_bits=v, channel=c, head_dim=d, tokens=500, group=g, queries=q, dtype=dtype)
+        for k, v in ((16, 8), (16, 3), (2, 16), (4, 16))
+        for c in (False, True)
+        for d, g, q, dtype in ((128, 4, 1, torch.bfloat16), (64, 16, 3, torch.float16), (256, 1, 2, torch.bfloat16))
+    ),
+    *(Shape(k_bits=16, v_bits=4, head_dim=d, tokens=333, v_group=g) for d, g in ((80, 16), (96, 32), (128, 64))),
+    *(Shape(k_bits=k, v_bits=v, ring=20, tokens=5000, sliding=1100, queries=3) for k, v in ((16, 2), (8, 16))),
+    *(Shape(k_bits=k, v_bits=v, cuts=(1, 2, 30), tokens=2500, recent=40) for k, v in ((16, 4), (4, 16))),
+    *(Shape(k_bits=k, v_bits=v, key_scale=4.0, tokens=400) for k, v in ((16, 4), (4, 16))),
 )
 
 

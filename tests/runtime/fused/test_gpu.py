@@ -26,10 +26,15 @@ def _ids(batch, tokens):
 
 
 @pytest.mark.parametrize("batch", [1, 5, 40])
-@pytest.mark.parametrize("pair", ["K4V2", "K16V16"])
-def test_the_same_step_gives_the_same_logits_however_often_it_is_replayed(batch, pair):
+@pytest.mark.parametrize(("pair", "scheme"), [
+    ("K4V2", QuantScheme.per_token()),
+    ("K8V4", QuantScheme.kivi()),
+    ("K4V16", QuantScheme.kivi()),
+    ("K16V16", QuantScheme.per_token()),
+])  # fmt: skip
+def test_the_same_step_gives_the_same_logits_however_often_it_is_replayed(batch, pair, scheme):
     model, ids = _model(**WIDE), _ids(batch, 301)
-    policy = KVPolicy.uniform(pair, layers=3, scheme=QuantScheme.per_token())
+    policy = KVPolicy.uniform(pair, layers=3, scheme=scheme)
     cache = QuantizedKVCache(policy, model, max_tokens=310)
     with torch.inference_mode():
         Decoder(model, cache).prefill(ids[:, :300])

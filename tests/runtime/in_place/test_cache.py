@@ -13,6 +13,7 @@ from kvtuner_core.domain.scheme import PrefillMode, QuantScheme, Rotation
 from kvtuner_core.errors import InputError
 from kvtuner_core.runtime.cache import QuantizedKVCache
 from kvtuner_core.runtime.geometry import layer_geometry
+from kvtuner_core.runtime.in_place.layer import InPlaceLayer
 from kvtuner_core.runtime.in_place.support import Kernels
 from tests.fakes.models import FAMILIES, reshaping_model, tiny_model
 
@@ -181,6 +182,17 @@ def test_a_model_that_attends_to_something_else_than_it_caches_falls_back(kind):
     ids = _prompt(30, batch=1)
     assert torch.equal(_generate(model, ids, buffers), _generate(model, ids, plain))
     assert buffers.kernels is Kernels.REFERENCE
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_generate_never_unpacks_the_history(models, monkeypatch, padded):
+    model, ids = models["mistral"], _prompt(50)
+    cache = QuantizedKVCache(_mixed(model, SCHEMES["kivi"]), model, in_place=True)
+    mask = torch.ones_like(ids)
+    mask[1, : 20 * padded] = 0
+    monkeypatch.setattr(InPlaceLayer, "read", lambda *_: pytest.fail("The history was unpacked."))
+    _generate(model, ids, cache, attention_mask=mask)
+    assert cache.kernels is Kernels.TRITON
 
 
 def test_the_added_attention_leaves_other_caches_alone(models):

@@ -1,0 +1,59 @@
+"""Which call is taken for one that is known."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from kernels.launching import Launcher, launches_early, processors
+
+
+@dataclass
+class Kernel:
+    """A kernel that notes how it is called."""
+
+    calls: list[Any] = field(default_factory=list)
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return lambda *args, **more: self.calls.append((grid, args, more))
+
+
+def test_calls_off_a_gpu_are_passed_on_as_they_are() -> None:
+    kernel, x = Kernel(), torch.zeros(3)
+    Launcher(kernel)((2, 1), (x, 5, (1, 2)), {"SIZE": 4}, {"num_warps": 1})
+    ((grid, args, more),) = kernel.calls
+    assert grid == (2, 1)
+    assert args[0] is x
+    assert (args[1:], more) == ((5, (1, 2)), {"SIZE": 4, "num_warps": 1})
+
+
+def test_a_processor_without_a_gpu() -> None:
+    assert processors(torch.device("cpu")) == 1
+    assert not launches_early(torch.device("cpu"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.gpu
+def test_a_known_call_does_what_triton_does_and_another_is_another() -> None:
+    from tests.kernels.launched import add_kernel
+
+    launch = Launcher(add_kernel)
+    x = torch.arange(1000, dtype=torch.float32, device="cuda")
+    half = x.half()
+    # Known calls come twice; tensors off their alignment, other numbers, dtypes and constants are other variants.
+    cases = [
+        (x, 1, 64),
+        (x, 1, 64),
+        (x[1:], 1, 64),
+        (x[1:], 1, 64),
+        (x, 16, 64),
+        (x, 17, 64),
+        (half, 17, 64),
+        (x, 17, 32),
+    ]
+    for held, added, size in cases:
+        out = torch.full((100,), torch.nan, device="cuda")
+        launch((-(-100 // size),), (held, out, added, (100,)), {"SIZE": size}, {"num_warps": 1})
+        assert torch.equal(out, held[:100].float() + added)
+    assert len(launch._known) == 6
