@@ -98,14 +98,14 @@ def tasks_for(choice: Choice) -> list[GenerateTask]:
     ]
 
 
-def form(source: str) -> dict[str, KVPolicy]:
-    """Model, policies, prompt and the button; the policies that are chosen."""
+def form(source: str) -> dict[str, KVPolicy] | None:
+    """Model, policies, prompt and the button; the policies that are chosen, or ``None`` if there are none to choose."""
     chosen: dict[str, KVPolicy] = {}
     with failures.in_one_line():
         choice = uniform() if source == "uniform" else from_run()
         if choice is None:
             stored.empty("No finished search yet", "Choose uniform policies above, or search for better ones.")
-            return chosen
+            return None
         chosen = choice[1]
         tasks = tasks_for(choice)
         st.button(
@@ -130,10 +130,10 @@ def main() -> None:
     runs = st.query_params.get_all("job")[: MOST + 1]
     if runs:
         generations.show(runs)
-    else:
+    elif chosen is not None:
         st.info("Generate to see full precision and the policies side by side; tokens that differ are marked.")
     with failures.in_one_line():
-        speed.show(chosen, page=PAGE)
+        speed.show(chosen or {}, page=PAGE)
 
 
 frame.draw(main)

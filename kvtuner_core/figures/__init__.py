@@ -11,12 +11,13 @@ from kvtuner_core.figures.prediction import PredictionInfo, prediction_figure, p
 from kvtuner_core.figures.progress import ProgressInfo, hypervolume_figure, progress_figure, progress_info
 from kvtuner_core.figures.scores import ScoresInfo, correlations_figure, scores_figure, scores_info
 from kvtuner_core.figures.solvers import SolversInfo, solvers_figure, solvers_info
-from kvtuner_core.figures.speed import SpeedInfo, speed_figure, speed_info
+from kvtuner_core.figures.speed import SpeedInfo, speed_figure, speed_info, speed_share_figure
 from kvtuner_core.figures.strip import StripInfo, strip_figure, strip_info
-from kvtuner_core.figures.style import CHART_CONFIG
+from kvtuner_core.figures.style import CHART_CONFIG, INK
 
 __all__ = [
     "CHART_CONFIG",
+    "INK",
     "CacheCost",
     "EffectInfo",
     "HeatmapInfo",
@@ -56,6 +57,7 @@ __all__ = [
     "solvers_info",
     "speed_figure",
     "speed_info",
+    "speed_share_figure",
     "strip_figure",
     "strip_info",
     "summary",

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import plotly.graph_objects as go
 
-from kvtuner_core.figures.style import BLUE, RED, axis, empty_figure, ink, layout
+from kvtuner_core.figures.style import BLUE, INK, RED, axis, empty_figure, layout
 
 _GIB, _MIB = 2**30, 2**20
 
@@ -114,14 +114,14 @@ def memory_figure(info: MemoryInfo, *, dark: bool = False, height: int | None = 
         bargap=0.3,
     )
     if free is not None:
-        _mark_free(figure, free, largest=max(sizes), text=f"free memory {free:.3g} {info.unit}", dark=dark)
+        _mark_free(figure, free, largest=max(sizes), text=f"free memory {free:.3g} {info.unit}")
     return figure
 
 
-def _mark_free(figure: go.Figure, free: float, *, largest: float, text: str, dark: bool) -> None:
+def _mark_free(figure: go.Figure, free: float, *, largest: float, text: str) -> None:
     near = free <= 1.6 * largest
     if near:
-        figure.add_vline(x=free, line={"color": ink(dark=dark), "width": 1.5, "dash": "dash"})
+        figure.add_vline(x=free, line={"color": INK, "width": 1.5, "dash": "dash"})
     figure.add_annotation(
         text=text if near else f"{text}, beyond the chart →",
         x=free if near else 1,

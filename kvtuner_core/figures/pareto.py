@@ -14,12 +14,12 @@ from kvtuner_core.figures.policy_text import summary, wrapped
 from kvtuner_core.figures.style import (
     BLUE,
     GREY,
+    INK,
     ORANGE,
     RED,
     axis,
     empty_figure,
     floored,
-    ink,
     layout,
     log_floor,
     short,
@@ -146,7 +146,7 @@ def pareto_figure(info: ParetoInfo, *, dark: bool = False, picked: str = "", hei
     if info.seen == "evaluation":
         figure.add_trace(_calibration_line(info))
     figure.add_trace(_front(info))
-    figure.add_trace(_baselines(info, dark=dark))
+    figure.add_trace(_baselines(info))
     ring = [point for point in info.points if point.id == picked]
     if ring:
         figure.add_trace(_ring(info, ring))
@@ -247,7 +247,7 @@ def _front(info: ParetoInfo) -> go.Scatter:
     )
 
 
-def _baselines(info: ParetoInfo, *, dark: bool) -> go.Scatter:
+def _baselines(info: ParetoInfo) -> go.Scatter:
     points = info.of("baseline")
     return go.Scatter(
         **_trace(info, points, seen=info.seen, bars=True),
@@ -255,9 +255,9 @@ def _baselines(info: ParetoInfo, *, dark: bool) -> go.Scatter:
         name="uniform policies",
         text=[point.id for point in points],
         textposition="top right",
-        textfont={"size": 12, "color": ink(dark=dark)},
+        textfont={"size": 12},
         marker={"color": ORANGE, "size": 10, "symbol": "diamond"},
-        unselected={"marker": {"opacity": 1}, "textfont": {"color": ink(dark=dark)}},
+        unselected={"marker": {"opacity": 1}, "textfont": {"color": INK}},
         customdata=[[point.id] for point in points],
     )
 

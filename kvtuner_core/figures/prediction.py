@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.study import CandidateOrigin, SearchResult
-from kvtuner_core.figures.style import BLUE, GREY, ORANGE, axis, empty_figure, floored, ink, layout, log_floor, short
+from kvtuner_core.figures.style import BLUE, GREY, ORANGE, axis, empty_figure, floored, layout, log_floor, short
 from kvtuner_core.tuning.prediction import prediction
 
 
@@ -117,7 +117,7 @@ def prediction_figure(info: PredictionInfo, *, dark: bool = False, height: int =
     uniform = [point for point in info.points if point.baseline]
     trace = _points(uniform, floor, name="uniform policies", marker={"color": ORANGE, "size": 10, "symbol": "diamond"})
     trace.update(mode="markers+text", text=[point.id for point in uniform], textposition="bottom right")
-    trace.update(textfont={"size": 12, "color": ink(dark=dark)})
+    trace.update(textfont={"size": 12})
     figure.add_trace(trace)
     figure.update_layout(
         **layout(dark=dark, height=height),

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from kvtuner_core.domain.scores import ScoreName
 from kvtuner_core.domain.study import SweepResult
-from kvtuner_core.figures.style import BLUE, GREY, ORANGE, RED, TEAL, axis, ink, layout
+from kvtuner_core.figures.style import BLUE, GREY, ORANGE, RED, TEAL, axis, layout
 from kvtuner_core.tuning.score_rows import ScoreRow, score_rows, side_values, table_of
 
 LABELS = MappingProxyType(
@@ -170,6 +170,6 @@ def correlations_figure(info: ScoresInfo, *, dark: bool = False, height: int = 4
         )
     )
     figure.update_layout(**layout(dark=dark, height=height, title="Rank correlation over layers"))
-    figure.update_xaxes(showgrid=False, tickfont={"color": ink(dark=dark), "size": 11}, tickangle=-60)
-    figure.update_yaxes(showgrid=False, autorange="reversed", tickfont={"color": ink(dark=dark), "size": 11})
+    figure.update_xaxes(showgrid=False, tickfont={"size": 11}, tickangle=-60)
+    figure.update_yaxes(showgrid=False, autorange="reversed", tickfont={"size": 11})
     return figure

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.study import SearchResult
-from kvtuner_core.figures.style import GROUP_COLOURS, ORANGE, axis, empty_figure, floored, ink, layout, log_floor, short
+from kvtuner_core.figures.style import GROUP_COLOURS, ORANGE, axis, empty_figure, floored, layout, log_floor, short
 from kvtuner_core.tuning.comparison import SolverRow, compare
 
 _DASHES = MappingProxyType({0: "solid", 1: "dash", 2: "dot", 3: "dashdot"})
@@ -134,7 +134,7 @@ def solvers_figure(info: SolversInfo, *, dark: bool = False, height: int = 380) 
             name="uniform policies",
             text=[name for name, _, _ in info.uniform],
             textposition="top right",
-            textfont={"size": 12, "color": ink(dark=dark)},
+            textfont={"size": 12},
             marker={"color": ORANGE, "size": 9, "symbol": "diamond"},
             hoverinfo="skip",
         )

@@ -1,14 +1,14 @@
 """Measured speed-ups over full precision, pair by pair and shape by shape, and how near the bytes' limit they are."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from kvtuner_core.domain.speed import SpeedRow, SpeedTable
-from kvtuner_core.figures.style import axis, empty_figure, ink, layout
+from kvtuner_core.figures.style import INK, axis, empty_figure, layout
 
 PAIR_COLOURS = MappingProxyType(
     {"K8V8": "#2f6db5", "K8V4": "#6aa3cf", "K4V4": "#4fb3a5", "K4V2": "#e0b43c", "K2V2": "#d2603a"}
@@ -63,44 +63,51 @@ def speed_info(table: SpeedTable, scheme: str, *, what: str) -> SpeedInfo:
 
 
 def speed_figure(info: SpeedInfo, *, dark: bool = False, height: int = 380) -> go.Figure:
-    """Bars of the speed-up on the left, of its share of what the bytes allow on the right.
+    """Bars of how many times faster than bf16 each pair is.
 
     Args:
         info: The numbers.
         dark: Whether the ground behind is dark.
         height: Height in pixels.
     """
+    figure = _bars(info, lambda row: row.speedup, dark=dark, height=height)
+    if info.speeds:
+        full = {"color": INK, "width": 1.2, "dash": "dash"}
+        figure.add_hline(y=1, line=full, annotation_text="bf16", annotation_position="top left")
+        figure.update_layout(yaxis={**axis("Times faster than bf16"), "rangemode": "tozero"})
+    return figure
+
+
+def speed_share_figure(info: SpeedInfo, *, dark: bool = False, height: int = 380) -> go.Figure:
+    """Bars of the share that the speed-up of each pair is of what the bytes allow; arguments as for `speed_figure`."""
+    figure = _bars(info, lambda row: 100 * row.of_ceiling, dark=dark, height=height)
+    if info.speeds:
+        figure.update_layout(yaxis={**axis("Share of what the bytes allow (%)"), "rangemode": "tozero"})
+    return figure
+
+
+def _bars(info: SpeedInfo, value: Callable[[SpeedRow], float], *, dark: bool, height: int) -> go.Figure:
     if not info.speeds:
         return empty_figure("Nothing was measured", dark=dark, height=height)
-    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.13)
+    figure = go.Figure()
     for pair in info.pairs:
         mine = [row for row in info.speeds if row.pair == pair]
-        for column, values, text in (
-            (1, [row.speedup for row in mine], [_line(row) for row in mine]),
-            (2, [100 * row.of_ceiling for row in mine], [_line(row) for row in mine]),
-        ):
-            bar = go.Bar(
+        figure.add_trace(
+            go.Bar(
                 x=[row.shape for row in mine],
-                y=values,
+                y=[value(row) for row in mine],
                 name=pair,
-                legendgroup=pair,
-                showlegend=column == 1,
                 marker={"color": PAIR_COLOURS.get(pair, _OTHER)},
-                hovertext=text,
+                hovertext=[_line(row) for row in mine],
                 hovertemplate="%{hovertext}<extra></extra>",
             )
-            figure.add_trace(bar, row=1, col=column)
-    full = {"color": ink(dark=dark), "width": 1.2, "dash": "dash"}
-    figure.add_hline(y=1, line=full, row=1, col=1, annotation_text="bf16", annotation_position="top left")
-    quiet = {"type": "category", "automargin": True, "tickangle": -40}
+        )
+    title = {"text": "Batch x tokens", "font": {"size": 13}}
     figure.update_layout(
         **layout(dark=dark, height=height),
         barmode="group",
         bargap=0.25,
-        xaxis={**quiet, "title": {"text": "Batch x tokens", "font": {"size": 13}}},
-        xaxis2={**quiet, "title": {"text": "Batch x tokens", "font": {"size": 13}}},
-        yaxis={**axis("Times faster than bf16"), "rangemode": "tozero"},
-        yaxis2={**axis("Share of what the bytes allow (%)"), "rangemode": "tozero"},
+        xaxis={"type": "category", "automargin": True, "tickangle": -40, "title": title},
     )
     return figure
 

@@ -14,6 +14,9 @@ CHART_CONFIG = MappingProxyType({"showSendToCloud": False, "displaylogo": False}
 
 BLUE, ORANGE, TEAL, RED, GREY = "#3a86c8", "#d98b1f", "#2a9d8f", "#cc5a3b", "#8a929c"
 
+INK = "#78828e"
+"""Rings and lines on either ground: a viewer may change the theme without a figure being made anew."""
+
 BITS_COLOURS = MappingProxyType({16: "#8a929c", 8: "#2f6db5", 4: "#4fb3a5", 3: "#e0b43c", 2: "#d2603a"})
 """Colour of a bit width; wide is cool, narrow is warm."""
 
@@ -46,11 +49,6 @@ def layout(*, dark: bool, height: int, title: str = "") -> dict[str, Any]:
         "hovermode": "closest",
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": BLUE},
     }
-
-
-def ink(*, dark: bool) -> str:
-    """The colour of text and rings on the page's ground."""
-    return "#e6ebf1" if dark else "#1b2430"
 
 
 def axis(title: str, *, log: bool = False) -> dict[str, Any]:

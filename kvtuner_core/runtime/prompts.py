@@ -77,7 +77,7 @@ def _cut(
     if len(prefix) < MIN_PREFIX or len(suffix) < MIN_SUFFIX:
         raise PromptError(
             f"Every prompt needs {MIN_PREFIX} tokens of prefix and {MIN_SUFFIX} of suffix; prompt {index + 1} has "
-            f"{len(prefix)} and {len(suffix)}. Use longer texts or a lower suffix_tokens."
+            f"{len(prefix)} and {len(suffix)}. Use longer texts, or score fewer tokens of each (suffix_tokens)."
         )
     following = rest[len(suffix)] if len(rest) > len(suffix) else None
     return CutPrompt(index=index, prefix=tuple(prefix), suffix=tuple(suffix), following=following)

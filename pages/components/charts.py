@@ -76,10 +76,12 @@ def mark_limit(figure: Any, limit: float, text: str) -> None:
 
 
 def mark_points(figure: Any, points: Sequence[tuple[float, float]], name: str) -> None:
-    """Ring some points in the ink of the page."""
+    """Ring some points."""
     import plotly.graph_objects as go
 
-    marker = {"size": 17, "symbol": "circle-open", "color": "#e6ebf1" if is_dark() else "#1b2430", "line": {"width": 2}}
+    from kvtuner_core.figures import INK
+
+    marker = {"size": 17, "symbol": "circle-open", "color": INK, "line": {"width": 2}}
     x, y = [point[0] for point in points], [point[1] for point in points]
     figure.add_trace(go.Scatter(x=x, y=y, mode="markers", name=name, marker=marker, hoverinfo="skip"))
 

@@ -6,6 +6,9 @@ import streamlit as st
 
 from kvtuner_core.domain.runs import JobView, Progress, RunKind, RunRecord, RunStatus
 from kvtuner_core.services import results, studies
+from kvtuner_core.services.layer_scoring import SCORES_STAGE
+from kvtuner_core.services.searching import EVALUATION_STAGE, SEARCH_STAGE
+from kvtuner_core.services.sweeping import SWEEP_STAGE
 from pages.components import failures
 from pages.components.wording import count, duration, plain
 from pages.components.workspace import workspace
@@ -115,8 +118,19 @@ def progress_line(view: JobView) -> str:
     if view.rate:
         parts.append(f"{view.rate:.1f} a second" if view.rate >= 1 else f"{60 * view.rate:.0f} a minute")
     if view.seconds_left is not None:
-        parts.append(f"{duration(view.seconds_left)} left")
+        parts.append(f"{duration(view.seconds_left)} left{_then(view)}")
     return plain(" · ".join(parts))
+
+
+def _then(view: JobView) -> str:
+    """What a search still has before it after this stage, for the time left is the stage's."""
+    if view.record.kind is not RunKind.SEARCH or view.progress is None:
+        return ""
+    return {
+        SWEEP_STAGE: f", then {SEARCH_STAGE} and {EVALUATION_STAGE}",
+        SCORES_STAGE: f", then {SEARCH_STAGE} and {EVALUATION_STAGE}",
+        SEARCH_STAGE: f", then {EVALUATION_STAGE}",
+    }.get(view.progress.stage, "")
 
 
 def _stage(progress: Progress) -> str:

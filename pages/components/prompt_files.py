@@ -2,19 +2,29 @@
 
 import streamlit as st
 
+from kvtuner_core.errors import InputError
 from kvtuner_core.services import prompts
 from pages.components import charts, failures
-from pages.components.wording import plain
+from pages.components.wording import count, plain
 from pages.components.workspace import workspace
+
+_REFUSED = "upload-refused"
 
 
 @failures.action
 def _keep() -> None:
-    """Keep the uploaded prompt file."""
+    """Keep the uploaded prompt file; why it is refused is said beside it, for the top of the page is out of sight."""
     file = st.session_state.get("upload")
-    if file is not None:
+    st.session_state[_REFUSED] = ""
+    if file is None:
+        return
+    try:
         info = prompts.add_upload(workspace(), file.name, file.getvalue())
-        st.toast(plain(f"{info.name}: {info.count} prompts are ready to use."))
+    except InputError as error:
+        st.session_state[_REFUSED] = str(error)
+        return
+    are = "is" if info.count == 1 else "are"
+    st.toast(plain(f"{info.name}: {count(info.count, 'prompt')} {are} ready to use."))
 
 
 def show() -> None:
@@ -35,3 +45,5 @@ def show() -> None:
         max_upload_size=8,
         on_change=_keep,
     )
+    if st.session_state.get(_REFUSED):
+        failures.show(st.session_state[_REFUSED])

@@ -39,12 +39,21 @@ def show(policies: Mapping[str, KVPolicy], *, page: str) -> None:
         scheme = address.switch("Scheme", schemes, name=part, page=page, visible=False)
     st.markdown(_words(table.origin, part))
     info = figures.speed_info(table, scheme, what="a decode step" if part == "step" else "attention of a layer")
-    charts.show(
-        figures.speed_figure(info, dark=charts.is_dark()),
-        info.rows(),
-        key=f"speed-{part}-{scheme}",
-        alt="Times faster than bf16, and share of what the bytes allow, for each pair at each batch and length",
-    )
+    times, shares = st.columns(2, gap="medium")
+    with times:
+        charts.show(
+            figures.speed_figure(info, dark=charts.is_dark()),
+            info.rows(),
+            key=f"speed-{part}-{scheme}",
+            alt="Times faster than bf16 of each pair at each batch and length",
+        )
+    with shares:
+        charts.show(
+            figures.speed_share_figure(info, dark=charts.is_dark()),
+            info.rows(),
+            key=f"speed-share-{part}-{scheme}",
+            alt="Share of what the bytes allow of each pair at each batch and length",
+        )
     if policies:
         _nearest(table, policies, scheme)
     if part == "step":

@@ -18,6 +18,18 @@ def test_a_model_that_is_not_there_is_one_line(open_page):
 
 
 @pytest.mark.usefixtures("demo")
+def test_why_a_prompt_file_is_refused_is_said_beside_it_until_another_is_given(open_page):
+    app = open_page("model")
+    app.file_uploader(key="upload").upload("broken.jsonl", b'{"text": "oops', "application/json").run()
+    assert [error.value.replace("\\", "") for error in app.error] == [
+        "Line 1 of 'broken.jsonl' must be one JSON object; it is not valid JSON."
+    ]
+    app.file_uploader(key="upload").set_value(("good.jsonl", b'{"text": "fine"}', "application/json")).run()
+    assert not app.error
+    assert [toast.value.replace("\\", "") for toast in app.toast] == ["good.jsonl: 1 prompt is ready to use."]
+
+
+@pytest.mark.usefixtures("demo")
 def test_batch_and_context_change_the_cost(open_page):
     app = open_page("model", batch="1", context="1024")
     before = app.dataframe[1].value

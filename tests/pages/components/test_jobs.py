@@ -26,7 +26,19 @@ def test_progress_says_what_is_done_how_fast_and_how_long_it_takes():
         seconds_left=57.0,
     )
     line = jobs.progress_line(view).replace("\\", "")
-    assert line == "search: 57 of 200 (12 from the store) · 2.5 a second · about 57 s left"
+    assert line == "search: 57 of 200 (12 from the store) · 2.5 a second · about 57 s left, then evaluation"
+
+
+def test_the_time_left_of_a_stage_is_not_taken_for_that_of_the_whole():
+    def line(kind, stage):
+        progress = Progress(stage=stage, done=1, total=2)
+        return jobs.progress_line(
+            JobView(record=replace(RECORD, kind=kind), position=0, progress=progress, rate=1.0, seconds_left=9.0)
+        )
+
+    assert line(RunKind.SEARCH, "sweep").endswith("left, then search and evaluation")
+    assert line(RunKind.SEARCH, "evaluation").endswith("left")
+    assert line(RunKind.SWEEP, "sweep").endswith("left")
 
 
 def test_a_first_step_says_what_it_waits_for():
