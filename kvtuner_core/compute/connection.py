@@ -206,6 +206,14 @@ class Connection:
         except Exception as error:
             raise LostConnectionError from error
 
+    def own_addresses(self) -> tuple[str, ...]:
+        """Addresses of the workers that were started here; none with another's scheduler.
+
+        Raises:
+            LostConnectionError: If the workers cannot be reached any more.
+        """
+        return () if self._cluster is None else self.addresses()
+
     def _addresses(self) -> tuple[str, ...]:
         known = self._client.scheduler_info(n_workers=-1)["workers"]
         return tuple(sorted(known, key=lambda address: str(known[address]["name"])))

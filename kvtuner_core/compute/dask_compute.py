@@ -18,6 +18,7 @@ from kvtuner_core.domain.ports import Emit
 from kvtuner_core.domain.tasks import (
     Answer,
     GenerateTask,
+    InspectTask,
     MeasureTask,
     ModelReport,
     Task,
@@ -75,6 +76,7 @@ class DaskCompute:
         self._closed = False
         self._homes: dict[ModelSpec, str] = {}
         self._busy: list[str] = []
+        self._loading: list[Pending] = []
         self._agreed: dict[tuple[str, object], ModelReport] = {}
 
     def run(self, task: Task, *, emit: Emit | None = None, cancelled: Callable[[], bool] | None = None) -> Answer:
@@ -91,6 +93,8 @@ class DaskCompute:
         pending = None
         try:
             pending = connection.submit(task, home=home, listen=emit is not None)
+            if isinstance(task, InspectTask):
+                self._load_elsewhere(connection, task)
             patience = _STOP_PATIENCE if isinstance(task, GenerateTask) else 0.0
             emitted = _follow(connection, pending, emit, cancelled, patience=patience)
             reply = connection.reply(pending)
@@ -133,6 +137,18 @@ class DaskCompute:
                     yield index, answer
         except LostConnectionError as error:
             raise self._lost(connection) from error
+
+    def _load_elsewhere(self, connection: Connection, task: InspectTask) -> None:
+        """Let all workers of our own load a model while one of them looks at it; a study will need them all."""
+        others = connection.own_addresses()
+        with self._lock:
+            done = [pending for pending in self._loading if pending.future.done()]
+            for pending in done:
+                self._loading.remove(pending)
+                connection.release(pending)
+            if len(others) > 1:
+                inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
+                self._loading += [connection.submit_to(address, task, inbox=inbox) for address in others]
 
     def describe(self, reference: str, *, version: str = "") -> ModelInfo:
         """Geometry of a model from its configuration, as `Compute.describe`; read in a process of its own.

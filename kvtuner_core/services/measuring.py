@@ -1,9 +1,9 @@
 """Measurements that are taken once: from the store where they are known, else from the live model."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Generic, TypeVar, cast
 
 from kvtuner_core.domain.metrics import ErrorProfile, PolicyScore
@@ -31,8 +31,11 @@ from kvtuner_core.store import Identity, SessionIdentity, Store
 S = TypeVar("S")
 T = TypeVar("T")
 
-_FIRST_BUNCH = 8
+_PASS = 8
+"""Policies in a task are a multiple of it where there are enough: a pass of them takes as long as one with fewer."""
+
 _BUNCH_SECONDS = 1.0
+_PASS_SECONDS = 60.0
 
 
 def stamped(report: ModelReport) -> Provenance:
@@ -82,11 +85,11 @@ class Measurements:
 
     def known_score(self, policy: KVPolicy) -> PolicyScore | None:
         """The stored score, or ``None`` where there is none that holds the objective."""
-        return self._score_at(self.identity.score(policy).key)
+        key = self.identity.score(policy).key
+        return self._scores_at([key]).get(key)
 
-    def _score_at(self, key: str) -> PolicyScore | None:
-        known = self.store.get_score(key)
-        return known if known is not None and known.measures(self.objective) else None
+    def _scores_at(self, keys: Sequence[str]) -> dict[str, PolicyScore]:
+        return {key: score for key, score in self.store.get_scores(keys).items() if score.measures(self.objective)}
 
     def known_profile(self, layer: int, pair: PrecisionPair) -> ErrorProfile | None:
         """The stored errors, or ``None``."""
@@ -105,16 +108,27 @@ class Measurements:
             KVTunerError: What the model work raised.
         """
         wanted = [_Wanted(identity=self.identity.score(policy), subject=policy) for policy in policies]
-        kind = _Kind(known=self._score_at, bunches=self._bunches, ask=self._ask_scores, keep=self.store.put_score)
+        kind = _Kind(known=self._scores_at, bunches=self._bunches, ask=self._ask_scores, keep=self.store.put_scores)
         yield from self._in_order(wanted, kind)
 
     def known_until(self, policy: KVPolicy, bar: float) -> PolicyScore | PartialScore | None:
         """The stored score, else what a stored part of one says: where it would have been stopped; or ``None``."""
-        known = self.known_score(policy)
-        if known is not None:
-            return known
-        partial = self.store.get_partial(self.identity.partial(policy, self.objective).key)
-        return None if partial is None else partial.within(bar)
+        key = self.identity.score(policy).key
+        return self._known_until({key: (policy, bar)}).get(key)
+
+    def _known_until(self, subjects: Mapping[str, tuple[KVPolicy, float]]) -> dict[str, PolicyScore | PartialScore]:
+        """The same of policies by the key of their score."""
+        known: dict[str, PolicyScore | PartialScore] = {**self._scores_at(tuple(subjects))}
+        partly = {
+            self.identity.partial(policy, self.objective).key: (key, bar)
+            for key, (policy, bar) in subjects.items()
+            if key not in known
+        }
+        for place, partial in (self.store.get_partials(tuple(partly)) if partly else {}).items():
+            key, bar = partly[place]
+            within = partial.within(bar)
+            known |= {} if within is None else {key: within}
+        return known
 
     def score_until(
         self, policies: Sequence[KVPolicy], bars: Sequence[float]
@@ -135,15 +149,21 @@ class Measurements:
         ]
         subjects = {one.identity.key: one.subject for one in wanted}
 
-        def keep(identity: Identity, score: PolicyScore | PartialScore, provenance: Provenance) -> None:
-            if isinstance(score, PolicyScore):
-                self.store.put_score(identity, score, provenance)
-            else:
-                policy, _ = subjects[identity.key]
-                self.store.put_partial(self.identity.partial(policy, self.objective), score, provenance)
+        def known(keys: Sequence[str]) -> dict[str, PolicyScore | PartialScore]:
+            return self._known_until({key: subjects[key] for key in keys})
+
+        def keep(measured: Sequence[tuple[Identity, PolicyScore | PartialScore]], provenance: Provenance) -> None:
+            whole = [(identity, score) for identity, score in measured if isinstance(score, PolicyScore)]
+            self.store.put_scores(whole, provenance)
+            partial = [
+                (self.identity.partial(subjects[identity.key][0], self.objective), score)
+                for identity, score in measured
+                if isinstance(score, PartialScore)
+            ]
+            self.store.put_partials(partial, provenance)
 
         kind: _Kind[tuple[KVPolicy, float], PolicyScore | PartialScore] = _Kind(
-            known=lambda key: self.known_until(*subjects[key]), bunches=self._bunches, ask=self._ask_until, keep=keep
+            known=known, bunches=self._bunches, ask=self._ask_until, keep=keep
         )
         yield from self._in_order(wanted, kind)
 
@@ -162,18 +182,22 @@ class Measurements:
             for pair in pairs
         ]
         kind = _Kind(
-            known=self.store.get_profile, bunches=self._layers, ask=self._ask_profiles, keep=self.store.put_profile
+            known=self.store.get_profiles, bunches=self._layers, ask=self._ask_profiles, keep=self.store.put_profiles
         )
         yield from self._in_order(wanted, kind)
 
     def _bunches(self, wanted: Sequence["_Wanted[S]"]) -> list[tuple["_Wanted[S]", ...]]:
-        """What is asked for in one task: on a GPU about a second of it, shared among the workers."""
+        """What is asked for in one task: on a GPU about a second of it, with as much for one worker as for another."""
         if self.report.together == 1 or not wanted:
             return [(one,) for one in wanted]
-        share = -(-len(wanted) // max(1, len(self.compute.workers())))
-        second = _FIRST_BUNCH if self.pace is None else int(_BUNCH_SECONDS / max(self.pace, 1e-9))
-        size = max(1, min(self.report.together, share, second))
-        return [tuple(wanted[start : start + size]) for start in range(0, len(wanted), size)]
+        pace = _BUNCH_SECONDS / _PASS if self.pace is None else max(self.pace, 1e-9)
+        # Fewer than fill a pass are not faster, so that a slow pass is asked for whole.
+        most = max(1, int(_BUNCH_SECONDS / pace), min(_PASS, int(_PASS_SECONDS / pace)))
+        sizes = bunch_sizes(
+            len(wanted), workers=max(1, len(self.compute.workers())), most=min(self.report.together, most)
+        )
+        ends = list(accumulate(sizes))
+        return [tuple(wanted[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
 
     def _layers(
         self, wanted: Sequence["_Wanted[tuple[int, PrecisionPair]]"]
@@ -214,12 +238,12 @@ class Measurements:
     def _in_order(self, wanted: Sequence["_Wanted[S]"], kind: "_Kind[S, T]") -> Generator[T, None, None]:
         """Yield what is wanted in its order, each thing measured once; ``ahead`` counts what waits for its turn."""
         keys = [one.identity.key for one in wanted]
-        found = {key: kind.known(key) for key in dict.fromkeys(keys)}
-        missing = {key: one for key, one in zip(keys, wanted, strict=True) if found[key] is None}
+        found = kind.known(tuple(dict.fromkeys(keys)))
+        missing = {key: one for key, one in zip(keys, wanted, strict=True) if key not in found}
         bunches, fresh = kind.bunches(tuple(missing.values())), set(missing)
         with closing(self._measured([kind.ask(bunch) for bunch in bunches])) as answers:
             for key in keys:
-                while (value := found[key]) is None:
+                while (value := found.get(key)) is None:
                     index, answer = next(answers)
                     measured = self._accepted(bunches[index], answer, kind)
                     found.update(measured)
@@ -238,19 +262,38 @@ class Measurements:
             isinstance(one, ErrorProfile | PolicyScore | PartialScore) for one in each
         ):
             raise ComputeError(f"A worker must answer with {len(bunch)} measurements; got {answer!r:.80}.")
-        measured: dict[str, T] = {}
-        for one, value in zip(bunch, each, strict=True):
-            kept = cast("T", value)
-            kind.keep(one.identity, kept, stamped(self.report))
-            measured[one.identity.key] = kept
+        measured = [(one.identity, cast("T", value)) for one, value in zip(bunch, each, strict=True)]
+        kind.keep(measured, stamped(self.report))
         scores = [value.seconds for value in each if isinstance(value, PolicyScore)]
         self.pace = max(scores, default=self.pace)
-        return measured
+        return {identity.key: value for identity, value in measured}
 
     def _measured(self, tasks: Sequence[MeasureTask]) -> Generator[tuple[int, Answer], None, None]:
         if tasks and self.cancelled():
             raise CancelledError("The work was stopped on request; what was finished is kept.")
         yield from self.compute.run_many(tasks, report=self.report, cancelled=self.cancelled)
+
+
+def bunch_sizes(count: int, *, workers: int, most: int) -> list[int]:
+    """How many of ``count`` measurements each task has, in rounds of a task for every worker.
+
+    Args:
+        count: Measurements, at least one.
+        workers: Workers that share them; none has more than one unit of work beyond another.
+        most: Most measurements of a task that is larger than a unit; a unit is `_PASS` of them, or
+            less where there are too few for all workers.
+    """
+    unit = max(1, min(_PASS, most, -(-count // workers)))
+    units = -(-count // unit)
+    shares = [units // workers + (worker < units % workers) for worker in range(workers)]
+    sizes = []
+    while any(shares):
+        given = [min(share, max(1, most // unit)) for share in shares]
+        sizes += [unit * own for own in given if own]
+        shares = [share - own for share, own in zip(shares, given, strict=True)]
+    # The last one has what is left.
+    sizes[-1] -= sum(sizes) - count
+    return sizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,7 +308,7 @@ class _Wanted(Generic[S]):
 class _Kind(Generic[S, T]):
     """How one kind of measurement is looked up, asked for, and stored."""
 
-    known: Callable[[str], T | None]
+    known: Callable[[Sequence[str]], dict[str, T]]
     bunches: Callable[[Sequence[_Wanted[S]]], list[tuple[_Wanted[S], ...]]]
     ask: Callable[[Sequence[_Wanted[S]]], MeasureTask]
-    keep: Callable[[Identity, T, Provenance], object]
+    keep: Callable[[Sequence[tuple[Identity, T]], Provenance], object]

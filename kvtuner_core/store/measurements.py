@@ -1,7 +1,7 @@
 """Scores, profiles and replies under their content addresses."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kvtuner_core.domain.metrics import ErrorProfile, Interval, Measured, PolicyScore
@@ -42,21 +42,27 @@ class Measurements:
 
     def get_score(self, key: str) -> PolicyScore | None:
         """The score stored under ``key``, or ``None``."""
-        rows = self._database.rows(f"SELECT {_SCORE} FROM scores WHERE key = ?", [key])  # noqa: S608 - a constant
-        return _score(rows[0]) if rows else None
+        return self.get_scores([key]).get(key)
+
+    def get_scores(self, keys: Sequence[str]) -> dict[str, PolicyScore]:
+        """The scores stored under ``keys``, by key; without those that are not there."""
+        return {key: _score(row) for key, row in self._found("scores", _SCORE, keys)}
 
     def put_score(self, identity: Identity, score: PolicyScore, provenance: Provenance) -> None:
-        """Keep a score; it is on disk when this returns.
+        """Keep a score; see `put_scores`."""
+        self.put_scores([(identity, score)], provenance)
+
+    def put_scores(self, scores: Sequence[tuple[Identity, PolicyScore]], provenance: Provenance) -> None:
+        """Keep scores of different identities; all are on disk when this returns, or none is kept.
 
         Raises:
-            StoreError: If a number of it is NaN.
+            StoreError: If a number of them is NaN.
         """
-        numbers = (score.kl.mean, score.kl.low, score.kl.high, score.top1_agreement, score.nll_change)
-        beside = [number for item in score.others for number in (item.interval.mean, *item.per_prompt)]
-        _check_numbers("score", (*numbers, *score.kl_per_prompt, *beside))
-        values = [*numbers, list(score.kl_per_prompt), list(score.tokens_per_prompt), score.cache_bytes, score.seconds]
-        row = [*values, *_provenance_values(provenance), to_json(_Others(items=score.others))]
-        self._put("scores", identity, row, conflict="DO UPDATE SET others = excluded.others")
+        where = _provenance_values(provenance)
+        rows = [
+            (identity, [*_score_values(one), *where, to_json(_Others(items=one.others))]) for identity, one in scores
+        ]
+        self._put("scores", rows, conflict="DO UPDATE SET others = excluded.others")
 
     def count_scores(self, keys: Iterable[str]) -> int:
         """How many of ``keys`` are stored; a key given twice counts once."""
@@ -64,35 +70,51 @@ class Measurements:
 
     def get_partial(self, key: str) -> PartialScore | None:
         """What is stored under ``key`` of a policy whose evaluation was stopped, or ``None``."""
-        rows = self._database.rows("SELECT body FROM partial_scores WHERE key = ?", [key])
-        return from_json(PartialScore, rows[0][0]) if rows else None
+        return self.get_partials([key]).get(key)
+
+    def get_partials(self, keys: Sequence[str]) -> dict[str, PartialScore]:
+        """What is stored under ``keys``, by key; without those that are not there."""
+        return {key: from_json(PartialScore, row[0]) for key, row in self._found("partial_scores", "body", keys)}
 
     def put_partial(self, identity: Identity, partial: PartialScore, provenance: Provenance) -> None:
-        """Keep what was seen of a policy in place of what was kept of it; it is on disk when this returns.
+        """Keep what was seen of a policy; see `put_partials`."""
+        self.put_partials([(identity, partial)], provenance)
+
+    def put_partials(self, partials: Sequence[tuple[Identity, PartialScore]], provenance: Provenance) -> None:
+        """Keep what was seen of different policies in place of what was kept of them; on disk when this returns.
 
         Raises:
-            StoreError: If a number of it is NaN.
+            StoreError: If a number of them is NaN.
         """
-        _check_numbers("partial score", partial.losses)
-        row = [to_json(partial), *_provenance_values(provenance)]
-        self._put("partial_scores", identity, row, conflict="DO UPDATE SET body = excluded.body")
+        for _, partial in partials:
+            _check_numbers("partial score", partial.losses)
+        where = _provenance_values(provenance)
+        rows = [(identity, [to_json(partial), *where]) for identity, partial in partials]
+        self._put("partial_scores", rows, conflict="DO UPDATE SET body = excluded.body")
 
     def get_profile(self, key: str) -> ErrorProfile | None:
         """The error profile stored under ``key``, or ``None``."""
-        rows = self._database.rows(f"SELECT {_PROFILE} FROM profiles WHERE key = ?", [key])  # noqa: S608 - a constant
-        return _profile(rows[0]) if rows else None
+        return self.get_profiles([key]).get(key)
+
+    def get_profiles(self, keys: Sequence[str]) -> dict[str, ErrorProfile]:
+        """The error profiles stored under ``keys``, by key; without those that are not there."""
+        return {key: _profile(row) for key, row in self._found("profiles", _PROFILE, keys)}
 
     def put_profile(self, identity: Identity, profile: ErrorProfile, provenance: Provenance) -> None:
-        """Keep an error profile; it is on disk when this returns.
+        """Keep an error profile; see `put_profiles`."""
+        self.put_profiles([(identity, profile)], provenance)
+
+    def put_profiles(self, profiles: Sequence[tuple[Identity, ErrorProfile]], provenance: Provenance) -> None:
+        """Keep error profiles of different identities; all are on disk when this returns, or none is kept.
 
         Raises:
-            StoreError: If a number of it is NaN.
+            StoreError: If a number of them is NaN.
         """
-        numbers = (profile.key_error, profile.value_error, profile.score_error, profile.output_error, profile.kl)
-        _check_numbers("profile", numbers)
-        values = [profile.layer, profile.pair.name, *numbers]
-        times = [profile.local_seconds, profile.kl_seconds]
-        self._put("profiles", identity, [*values, *_provenance_values(provenance), *times])
+        where = _provenance_values(provenance)
+        rows = [
+            (identity, [*_profile_values(one), *where, one.local_seconds, one.kl_seconds]) for identity, one in profiles
+        ]
+        self._put("profiles", rows)
 
     def count_profiles(self, keys: Iterable[str]) -> int:
         """How many of ``keys`` are stored; a key given twice counts once."""
@@ -111,7 +133,7 @@ class Measurements:
         """
         _check_numbers("reply", (reply.nll,))
         values = [reply.correct, reply.nll, reply.given, reply.prompt_tokens, reply.seconds]
-        self._put("replies", identity, [*values, *_provenance_values(provenance)])
+        self._put("replies", [(identity, [*values, *_provenance_values(provenance)])])
 
     def count_replies(self, keys: Iterable[str]) -> int:
         """How many of ``keys`` are stored; a key given twice counts once."""
@@ -130,10 +152,18 @@ class Measurements:
         pairs = from_json(tuple[tuple[str, str], ...], versions)
         return Provenance(created=created, device=device, device_type=device_type, dtype=dtype, versions=pairs)
 
-    def _put(self, table: str, identity: Identity, values: list[object], *, conflict: str = "DO NOTHING") -> None:
-        row = [identity.key, identity.text, *values]
-        marks = ", ".join("?" for _ in row)
-        self._database.rows(f"INSERT INTO {table} VALUES ({marks}) ON CONFLICT {conflict}", row)  # noqa: S608 - as above
+    def _put(self, table: str, rows: Sequence[tuple[Identity, list[object]]], *, conflict: str = "DO NOTHING") -> None:
+        """Insert rows by one statement: DuckDB takes milliseconds for each, however short."""
+        if not rows:
+            return
+        whole = [[identity.key, identity.text, *values] for identity, values in rows]
+        marks = ", ".join("(" + ", ".join("?" for _ in row) + ")" for row in whole)
+        sql = f"INSERT INTO {table} VALUES {marks} ON CONFLICT {conflict}"  # noqa: S608 - as above
+        self._database.rows(sql, [value for row in whole for value in row])
+
+    def _found(self, table: str, columns: str, keys: Sequence[str]) -> list[tuple[str, Row]]:
+        sql = f"SELECT key, {columns} FROM {table} WHERE key IN (SELECT unnest(?::VARCHAR[]))"  # noqa: S608 - as above
+        return [(str(key), tuple(row)) for key, *row in self._database.rows(sql, [list(keys)])]
 
     def _count(self, table: str, keys: Iterable[str]) -> int:
         sql = f"SELECT count(*) FROM {table} WHERE key IN (SELECT unnest(?::VARCHAR[]))"  # noqa: S608 - as above
@@ -146,6 +176,19 @@ def _check_numbers(kind: str, numbers: Iterable[float]) -> None:
             f"A stored {kind} holds numbers or infinity; got nan. "
             "The model's outputs overflowed: load it in bfloat16 or float32."
         )
+
+
+def _score_values(score: PolicyScore) -> list[object]:
+    numbers = (score.kl.mean, score.kl.low, score.kl.high, score.top1_agreement, score.nll_change)
+    beside = [number for item in score.others for number in (item.interval.mean, *item.per_prompt)]
+    _check_numbers("score", (*numbers, *score.kl_per_prompt, *beside))
+    return [*numbers, list(score.kl_per_prompt), list(score.tokens_per_prompt), score.cache_bytes, score.seconds]
+
+
+def _profile_values(profile: ErrorProfile) -> list[object]:
+    numbers = (profile.key_error, profile.value_error, profile.score_error, profile.output_error, profile.kl)
+    _check_numbers("profile", numbers)
+    return [profile.layer, profile.pair.name, *numbers]
 
 
 def _provenance_values(provenance: Provenance) -> list[object]:

@@ -3,11 +3,12 @@
 The first evaluations, half of them but no more than fifty, are spread along the additive front:
 fewer leave gaps, which later ones only fill where the calibration prompts were kind. Each later
 batch is the part of the refitted front that promises to add most to what is known. Where that front
-holds nothing new, it has stopped moving, and the evaluations that are left go to fronts of models
-drawn from the posterior: plausible given what was seen, and different where little was.
+holds too little that is new, the rest of the batch comes from fronts of models drawn from the
+posterior: plausible given what was seen, and different where little was. Larger batches are multiples
+of eight, so that passes of several policies, on one device or two, are full ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -24,6 +25,9 @@ _FIRST_SHARE = 2
 _FIRST_MOST = 50
 _BATCHES = 20
 _SMALLEST_BATCH = 4
+_PASS = 8
+"""Batches that are no smaller are multiples of it: a pass of several policies takes as long as one with fewer."""
+
 _DRAWS = 12
 
 Predicted = tuple[Choice, float, float]
@@ -93,6 +97,8 @@ def guided_asking(choices: Choices, model: Surrogate, *, evaluations: int, seed:
     rng = np.random.default_rng(seed)
     size = max(_SMALLEST_BATCH, evaluations // _BATCHES)
     first = max(size, min(evaluations // _FIRST_SHARE, _FIRST_MOST))
+    if size >= _PASS:
+        size, first = -(-size // _PASS) * _PASS, first // _PASS * _PASS
     known = _Known(choices, model)
     batch = spread_start(choices, model, most=first)
     while batch:
@@ -120,16 +126,22 @@ class _Known:
             self._points.append((candidate.effective_bits, loss))
 
     def next(self, *, size: int, rng: np.random.Generator) -> tuple[Choice, ...]:
-        """Up to ``size`` new choices of the refitted model, or else of one that is drawn; none where all are known."""
+        """Up to ``size`` new choices: of the refitted model, then of ones that are drawn; none where all are known."""
         refit = self._observations.refitted()
-        batch = self._unseen(refit.mean(), size=size)
+        batch = self._unseen(refit.mean(), {}, size=size)
         for _ in range(_DRAWS):
-            if batch:
+            if len(batch) == size:
                 break
-            batch = self._unseen(refit.drawn(rng), size=size)
-        return batch
+            batch |= self._unseen(refit.drawn(rng), batch, size=size - len(batch))
+        return tuple(batch)
 
-    def _unseen(self, model: Surrogate, *, size: int) -> tuple[Choice, ...]:
-        new = [item for item in self._fronts.of(model).solutions() if item.choice not in self._seen]
-        points = [(self._choices.bits_of(item.cost), item.loss) for item in new]
-        return tuple(new[index].choice for index in spread(points, self._points, most=size))
+    def _unseen(self, model: Surrogate, batch: Mapping[Choice, Point], *, size: int) -> dict[Choice, Point]:
+        """Up to ``size`` more choices of a front, as it predicts them, that are neither known nor in the batch."""
+        new = {
+            item.choice: (self._choices.bits_of(item.cost), item.loss)
+            for item in self._fronts.of(model).solutions()
+            if item.choice not in self._seen and item.choice not in batch
+        }
+        choices = tuple(new)
+        picked = spread(tuple(new.values()), (*self._points, *batch.values()), most=size)
+        return {choices[index]: new[choices[index]] for index in picked}
