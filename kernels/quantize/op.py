@@ -1,5 +1,6 @@
 """Quantise, pack, dequantise and simulate: signatures, checks, and the choice of implementation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,18 @@ from torch import Tensor
 from kernels.quantize import reference
 from kernels.quantize.reference import Granularity
 
-__all__ = ["BITS", "Granularity", "Packed", "dequantize", "from_codes", "quantize", "row_bytes", "simulate"]
+__all__ = [
+    "BITS",
+    "Granularity",
+    "Packed",
+    "RowBits",
+    "dequantize",
+    "from_codes",
+    "quantize",
+    "row_bytes",
+    "simulate",
+    "simulate_each",
+]
 
 BITS = (8, 4, 3, 2)
 """Bit widths that can be packed."""
@@ -183,6 +195,63 @@ def simulate(
         scale_dtype=scale_dtype,
     )
     return reference.rotate(values, dtype=x.dtype) if rotated else values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RowBits:
+    """A width for every sequence, or for each of its heads, on the device.
+
+    Attributes:
+        bits: ``[B, 1, 1, 1]`` or ``[B, H, 1, 1]`` integers: one of ``widths``, or more than 8 for what stays as it is.
+        widths: Widths that may occur.
+    """
+
+    bits: Tensor
+    widths: Sequence[int]
+
+
+def simulate_each(
+    x: Tensor,
+    *,
+    bits: RowBits,
+    granularity: Granularity,
+    group_size: int,
+    symmetric: bool = False,
+    scale_dtype: torch.dtype = torch.float16,
+    rotated: bool = False,
+) -> Tensor:
+    """`simulate` with a width for every sequence, or for each of its heads; nothing on the host depends on them.
+
+    Args:
+        x: As in `quantize`.
+        bits: The widths.
+        granularity: As in `quantize`.
+        group_size: As in `quantize`.
+        symmetric: As in `quantize`.
+        scale_dtype: As in `quantize`.
+        rotated: As in `quantize`.
+
+    Returns:
+        ``[B, H, T, D]`` in the dtype of ``x``, equal to `simulate` in every value.
+
+    Raises:
+        ValueError: If an argument breaks one of these rules.
+    """
+    for width in bits.widths:
+        _check(x, bits=width, granularity=granularity, group_size=group_size, scale_dtype=scale_dtype)
+    if not bits.widths:
+        return x
+    values = reference.simulate_each(
+        reference.rotate(x) if rotated else x,
+        bits=bits.bits,
+        widths=bits.widths,
+        granularity=granularity,
+        group_size=group_size,
+        symmetric=symmetric,
+        scale_dtype=scale_dtype,
+    )
+    values = reference.rotate(values, dtype=x.dtype) if rotated else values
+    return torch.where(bits.bits > max(BITS), x, values)
 
 
 def _check(x: Tensor, *, bits: int, granularity: str, group_size: int, scale_dtype: torch.dtype) -> None:

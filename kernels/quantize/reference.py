@@ -27,6 +27,7 @@ were quantised; dequantising multiplies by it again, since it is its own inverse
                         | H_n  -H_n |                 of two in D: m blocks, each times H_n
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -94,6 +95,53 @@ def simulate(
         grouped, _group_dim(granularity), bits=bits, symmetric=symmetric, dtype=scale_dtype
     )
     values = _values(_codes(grouped, scale, offset, bits), scale, offset)
+    return _finite(_ungroup(values, granularity), x.dtype, scale_dtype)
+
+
+def simulate_each(
+    x: Tensor,
+    *,
+    bits: Tensor,
+    widths: Sequence[int],
+    granularity: Granularity,
+    group_size: int,
+    symmetric: bool,
+    scale_dtype: torch.dtype,
+) -> Tensor:
+    """`simulate` with a width for every sequence, or for each of its heads, in one go.
+
+    Args:
+        x: ``[B, H, T, D]``, finite.
+        bits: ``[B, 1, 1, 1]`` or ``[B, H, 1, 1]`` integers; where it is none of ``widths`` the result means nothing.
+        widths: Widths that may occur, at least one.
+        granularity: What one scale covers.
+        group_size: Values that share a scale.
+        symmetric: Whether the offset is left out.
+        scale_dtype: Storage type of scale and offset.
+
+    Returns:
+        ``[B, H, T, D]`` in the dtype of ``x``, the bits that `simulate` gives.
+    """
+    grouped = _group(x, granularity, group_size)
+    dim, bits = _group_dim(granularity), bits[..., None].int()
+    low, high = grouped.amin(dim, keepdim=True).float(), grouped.amax(dim, keepdim=True).float()
+    steps = torch.bitwise_left_shift(torch.ones_like(bits), bits - int(symmetric)).sub_(1).float()
+    span = torch.maximum(high, -low) if symmetric else high - low
+    scale = None
+    for width in widths:
+        # Divided by a number, as `simulate` does: by a tensor of it a GPU rounds in another way.
+        own = _store(span / (2 ** (width - int(symmetric)) - 1), scale_dtype)
+        scale = own if scale is None else torch.where(bits == width, own, scale)
+    if scale is None:
+        raise ValueError("widths must name at least one width; got none.")
+    divisor = scale.float().masked_fill(scale == 0, torch.inf)
+    if symmetric:
+        codes = (grouped / divisor).round_()
+        codes = torch.minimum(torch.maximum(codes, -steps, out=codes), steps, out=codes)
+        return _finite(_ungroup(codes.mul_(scale.float()), granularity), x.dtype, scale_dtype)
+    offset = _store(low, scale_dtype).float()
+    codes = (grouped - offset).div_(divisor).round_().clamp_(min=0)
+    values = torch.minimum(codes, steps, out=codes).mul_(scale.float()).add_(offset)
     return _finite(_ungroup(values, granularity), x.dtype, scale_dtype)
 
 

@@ -1,11 +1,13 @@
 """Attention of suffix queries over a laid-out history, as the model itself computes it."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kvtuner_core.errors import ModelError
 from kvtuner_core.runtime.interception import eager_attention, is_plain
@@ -13,7 +15,11 @@ from kvtuner_core.runtime.interception import eager_attention, is_plain
 SPLIT_SLOTS = {"cpu": 1 << 60, "cuda": 4096}
 """From so many slots on that every query sees, they are attended to by themselves, on a GPU by flash attention."""
 
+PLANLESS_TOKENS = 4096
+"""Up to so many tokens attention is left to kernels that need no plan."""
+
 _FLASH_DIM = 256
+_PLANLESS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +45,19 @@ class Mask:
         if per_head not in self._folded:
             self._folded[per_head] = self.visible.repeat(per_head, 1) if per_head > 1 else self.visible
         return self._folded[per_head]
+
+
+@contextlib.contextmanager
+def planless(tokens: int) -> Iterator[None]:
+    """Keep attention to at most `PLANLESS_TOKENS` from cuDNN, which on a GPU plans anew for every new shape.
+
+    A plan costs more than all that a study attends to in one shape, and saves time with long contexts only.
+    """
+    if tokens > PLANLESS_TOKENS:
+        yield
+        return
+    with sdpa_kernel(list(_PLANLESS)):
+        yield
 
 
 def masked_attention(

@@ -11,11 +11,12 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
 
-from kernels.quantize.op import Packed, dequantize, quantize, simulate
+from kernels.quantize.op import Packed, RowBits, dequantize, quantize, simulate, simulate_each
 from kvtuner_core.domain.policy import LayerPrecision
 from kvtuner_core.domain.precision import FULL_BITS
 from kvtuner_core.domain.scheme import Granularity, QuantScheme, ScaleDtype
@@ -77,38 +78,51 @@ def simulated(x: Tensor, scheme: QuantScheme, side: Side, bits: int) -> Tensor:
     """``x`` ``[R, H, T, D]`` quantised and dequantised; T is a whole number of groups."""
     if bits == FULL_BITS or x.shape[2] == 0:
         return x
-    granularity = side.granularity(scheme)
-    return simulate(
-        x,
-        bits=bits,
-        granularity=granularity.value,
-        group_size=_group(scheme, granularity, x.shape[3]),
-        symmetric=scheme.symmetric,
-        scale_dtype=_scale_dtype(scheme),
-        rotated=side.rotated(scheme),
-    )
+    return simulate(x, bits=bits, **_rounding(x, scheme, side))
 
 
 def packed(x: Tensor, scheme: QuantScheme, side: Side, bits: int) -> Packed:
     """The codes of ``x``, of which `dequantize` makes what `simulated` gives."""
+    return quantize(x, bits=bits, **_rounding(x, scheme, side))
+
+
+class _Rounding(TypedDict):
+    granularity: Literal["token", "channel"]
+    group_size: int
+    symmetric: bool
+    scale_dtype: torch.dtype
+    rotated: bool
+
+
+def _rounding(x: Tensor, scheme: QuantScheme, side: Side) -> _Rounding:
+    """What the kernels must know of a scheme to round ``x`` ``[R, H, T, D]``."""
     granularity = side.granularity(scheme)
-    return quantize(
-        x,
-        bits=bits,
-        granularity=granularity.value,
-        group_size=_group(scheme, granularity, x.shape[3]),
-        symmetric=scheme.symmetric,
-        scale_dtype=_scale_dtype(scheme),
-        rotated=side.rotated(scheme),
-    )
+    return {
+        "granularity": granularity.value,
+        "group_size": scheme.token_group(x.shape[3]) if granularity is Granularity.TOKEN else scheme.flush_tokens,
+        "symmetric": scheme.symmetric,
+        "scale_dtype": torch.float16 if scheme.scale_dtype is ScaleDtype.FLOAT16 else torch.float32,
+        "rotated": side.rotated(scheme),
+    }
 
 
-def _group(scheme: QuantScheme, granularity: Granularity, head_dim: int) -> int:
-    return scheme.token_group(head_dim) if granularity is Granularity.TOKEN else scheme.flush_tokens
+WIDTHS = (FULL_BITS, 8, 4, 3, 2)
+"""Widths in the order in which stacked prefixes lie."""
 
 
-def _scale_dtype(scheme: QuantScheme) -> torch.dtype:
-    return torch.float16 if scheme.scale_dtype is ScaleDtype.FLOAT16 else torch.float32
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Choice:
+    """Which width each policy of a pass reads of one layer's keys or values.
+
+    Attributes:
+        places: ``[policies]``, places in `WIDTHS`.
+        bits: ``[policies * R, 1, 1, 1]`` or ``[policies * R, H_kv, 1, 1]``, the width of each row.
+        widths: Quantised widths that may occur.
+    """
+
+    places: Tensor | None
+    bits: Tensor
+    widths: tuple[int, ...]
 
 
 _Place = tuple[int, Side, tuple[int, ...]]
@@ -123,6 +137,8 @@ class Bank:
         layouts: Slots of each cached layer.
         capacity: Most bytes to keep; what was used longest ago is dropped and built again.
         storage: What is kept.
+        stacked: Whether all widths of a layer's side lie in one tensor, where there is room for all of them,
+            so that policies can choose among them on the device.
     """
 
     def __init__(
@@ -132,6 +148,7 @@ class Bank:
         *,
         capacity: int,
         storage: Storage = Storage.VALUES,
+        stacked: bool = False,
     ) -> None:
         self._history = history
         self._layouts = layouts
@@ -139,6 +156,10 @@ class Bank:
         self._storage = storage
         self._kept: OrderedDict[_Place, Tensor | Packed] = OrderedDict()
         self._bytes = 0
+        self._stacks: dict[tuple[int, Side], Tensor] = {}
+        self._filled: set[tuple[int, Side, int]] = set()
+        needed = sum(len(WIDTHS) * self._laid_out_bytes(layer) for layer in range(len(layouts))) if stacked else 0
+        self.stacked = stacked and storage is Storage.VALUES and needed <= capacity
 
     @property
     def bytes(self) -> int:
@@ -187,6 +208,21 @@ class Bank:
         laid_out[:, :, self._layouts[layer].exact.slot :] = self.tails(layer, side, precisions, suffix)
         return laid_out
 
+    def fill(self, layer: int, side: Side, widths: Sequence[int], device: torch.device) -> None:
+        """Lay out a stacked bank's prefix at some widths, so that `chosen` finds them."""
+        for width in widths:
+            if (layer, side, width) not in self._filled:
+                self._stack(layer, side, width, device)
+
+    def chosen(self, layer: int, side: Side, choice: Choice, suffix: Tensor) -> Tensor:
+        """`gathered` of a stacked bank whose widths are filled: nothing but tensors says who reads which."""
+        stack, places = self._stacks[layer, side], choice.places
+        if places is None:
+            raise ValueError("A choice among stacked prefixes must name their places; got none.")
+        laid_out = stack.index_select(0, places).flatten(0, 1)
+        laid_out[:, :, self._layouts[layer].exact.slot :] = self._tails(layer, side, choice, suffix)
+        return laid_out
+
     def prefix(self, layer: int, side: Side, precision: LayerPrecision, suffix: Tensor) -> Tensor:
         """What lies before a layout's exact tokens, the same for every suffix: ``[R, H_kv, sinks and packed, D]``."""
         bits = side.bits(precision, suffix.shape[1])
@@ -198,30 +234,34 @@ class Bank:
         Returns:
             ``[policies * R, H_kv, exact and boundary, D]``, a new tensor.
         """
+        bits = [side.bits(precision, suffix.shape[1]) for precision in precisions]
+        rows = suffix.shape[0] // len(bits)
+        own = torch.tensor(bits, dtype=torch.uint8).repeat_interleave(rows, 0)[:, :, None, None]
+        own = own.pin_memory().to(suffix.device, non_blocking=True) if suffix.is_cuda else own
+        widths = tuple(sorted({width for one in bits for width in one if width != FULL_BITS}))
+        return self._tails(layer, side, Choice(places=None, bits=own, widths=widths), suffix)
+
+    def _tails(self, layer: int, side: Side, choice: Choice, suffix: Tensor) -> Tensor:
         layout, history = self._layouts[layer], self._history[layer].side(side)
         copies = suffix.shape[0] // history.shape[0]
         old = history[:, :, layout.exact.start : layout.prefix].to(suffix.device)
         pieces = [old.repeat(copies, 1, 1, 1), suffix] if old.shape[2] else [suffix]
         if layout.boundary.tokens:
-            pieces.append(self._boundaries(layer, side, precisions, suffix))
+            pieces.append(self._boundaries(layer, side, choice, suffix))
         return torch.cat(pieces, dim=2)
 
-    def _boundaries(self, layer: int, side: Side, precisions: Sequence[LayerPrecision], suffix: Tensor) -> Tensor:
+    def _boundaries(self, layer: int, side: Side, choice: Choice, suffix: Tensor) -> Tensor:
         """The boundary under each policy: quantised at every width that occurs, then chosen row by row."""
         layout = self._layouts[layer]
         exact = self._exact(layer, side, suffix, layout.boundary)
-        bits = [side.bits(precision, suffix.shape[1]) for precision in precisions]
-        rows = suffix.shape[0] // len(bits)
-        own = torch.tensor(bits, dtype=torch.uint8).repeat_interleave(rows, 0)[:, :, None, None]
-        own = own.pin_memory().to(suffix.device, non_blocking=True) if suffix.is_cuda else own
-        chosen = exact
-        for width in sorted({width for one in bits for width in one if width != FULL_BITS}):
-            chosen = torch.where(own == width, simulated(exact, layout.scheme, side, width), chosen)
-        return chosen
+        bits = RowBits(bits=choice.bits, widths=choice.widths)
+        return simulate_each(exact, bits=bits, **_rounding(exact, layout.scheme, side))
 
     def _buffer(self, layer: int, side: Side, bits: tuple[int, ...], device: torch.device) -> Tensor:
         if self._storage is Storage.CODES:
             return self._lay_out(layer, side, bits, device)
+        if self.stacked and len(set(bits)) == 1:
+            return self._stack(layer, side, bits[0], device)
         key = (layer, side, bits)
         found = self._kept.get(key)
         if isinstance(found, Tensor):
@@ -231,11 +271,31 @@ class Bank:
         self._keep(key, made, made.nbytes)
         return made
 
+    def _stack(self, layer: int, side: Side, width: int, device: torch.device) -> Tensor:
+        """A width of a layer's side in its stack."""
+        exact = self._history[layer].side(side)
+        rows, heads, _, head_dim = exact.shape
+        stack = self._stacks.get((layer, side))
+        if stack is None:
+            shape = (len(WIDTHS), rows, heads, self._layouts[layer].slots, head_dim)
+            stack = self._stacks[layer, side] = exact.new_zeros(shape, device=device)
+            self._bytes += stack.nbytes
+        place = WIDTHS.index(width)
+        if (layer, side, width) not in self._filled:
+            stack[place] = self._lay_out(layer, side, (width,) * heads, device)
+            self._filled.add((layer, side, width))
+        return stack[place]
+
+    def _laid_out_bytes(self, layer: int) -> int:
+        """Bytes of a layer's keys and values at one width."""
+        slots, history = self._layouts[layer].slots, self._history[layer]
+        return sum(side[:, :, :1].numel() * side.itemsize * slots for side in (history.keys, history.values))
+
     def _keep(self, key: _Place, made: Tensor | Packed, size: int) -> None:
         while self._kept and self._bytes + size > self._capacity:
             _, dropped = self._kept.popitem(last=False)
             self._bytes -= _size(dropped)
-        if size <= self._capacity:
+        if self._bytes + size <= self._capacity:
             self._kept[key] = made
             self._bytes += size
 

@@ -1,5 +1,6 @@
 """How far predictions moved: KL divergence, agreement, likelihood; and intervals over prompts."""
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,16 +85,26 @@ def divergence(reference: Reference, logits: Tensor) -> Divergence:
 
 
 def divergences(reference: Reference, logits: Tensor, policies: int) -> list[Divergence]:
-    """`divergence` of several policies, whose logits ``[policies * N, V]`` lie one behind the other."""
-    found = [_moved(reference, own) for own in logits.chunk(policies)]
+    """`divergence` of the first policies whose logits ``[copies * N, V]`` lie one behind the other.
+
+    On a GPU several are compared at once, always equally many whatever ``policies`` is: sums over tensors
+    of another shape are rounded in another way.
+    """
+    rows = len(reference.labels)
+    copies = len(logits) // rows
+    group = max(1, min(copies, _rows(logits) // rows)) if logits.is_cuda else 1
+    each = logits.view(copies, rows, -1)
+    # The last group overlaps the one before it rather than being smaller.
+    starts = [min(start, copies - group) for start in range(0, policies, group)]
+    found = [_moved(reference, each[start : start + group]) for start in starts]
     # One transfer: a GPU would else be waited for after each of them.
-    kl, agrees, change, right = (torch.stack(column).double().cpu().numpy() for column in zip(*found, strict=True))
-    return [
-        Divergence(
-            kl=kl[index], agrees=agrees[index].astype(bool), nll_change=change[index], right=right[index].astype(bool)
-        )
-        for index in range(policies)
-    ]
+    columns = [torch.stack(column).double().cpu().numpy() for column in zip(*found, strict=True)]
+    places = [(index // group, index) for index in range(policies)]
+    return [_divergence(*(column[place, index - starts[place]] for column in columns)) for place, index in places]
+
+
+def _divergence(kl: np.ndarray, agrees: np.ndarray, change: np.ndarray, right: np.ndarray) -> Divergence:
+    return Divergence(kl=kl, agrees=agrees.astype(bool), nll_change=change, right=right.astype(bool))
 
 
 def _rows(logits: Tensor) -> int:
@@ -102,28 +113,31 @@ def _rows(logits: Tensor) -> int:
 
 
 def _moved(reference: Reference, logits: Tensor) -> tuple[Tensor, ...]:
-    rows = _rows(logits)
-    parts = [slice(start, start + rows) for start in range(0, logits.shape[0], rows)]
+    """The four changes of every prediction, each ``[policies, N]``, from logits ``[policies, N, V]``."""
+    policies, count, vocabulary = logits.shape
+    rows = max(1, _rows(logits) // policies)
+    parts = [slice(start, start + rows) for start in range(0, count, rows)]
     # The processor's cache holds a chunk and these two; new tensors for each step would cost more than the sums.
     exact = torch.promote_types(logits.dtype, torch.float32)
-    scratch = torch.empty((2, rows, logits.shape[-1]), dtype=exact, device=logits.device)
-    found = [_compare(reference, logits[part], part, scratch) for part in parts]
-    return tuple(torch.cat(column) for column in zip(*found, strict=True))
+    scratch = torch.empty((2, policies * min(rows, count) * vocabulary), dtype=exact, device=logits.device)
+    found = [_compare(reference, logits[:, part], part, scratch) for part in parts]
+    return tuple(torch.cat(column, dim=1) for column in zip(*found, strict=True))
 
 
 def _compare(reference: Reference, logits: Tensor, part: slice, scratch: Tensor) -> tuple[Tensor, ...]:
     """KL, agreement, change of the label's likelihood, and whether the label is likeliest, of some rows."""
-    first, second = scratch[:, : logits.shape[0]]
+    first, second = (one[: logits.numel()].view(logits.shape) for one in scratch)
     log_p = reference.logits[part]
     if not reference.normalised:
         log_p = log_p.to(scratch.dtype)
         log_p = log_p - _log_sum_exp(log_p)
-    highest = logits.amax(-1, keepdim=True)
-    agrees = logits.gather(-1, reference.best[part, None]) >= highest
-    log_sum = _log_sum_exp(logits, scratch=second)
     labels = reference.labels[part, None]
     index = labels.clamp(min=0)
-    labelled = logits.gather(-1, index)
+    wanted = torch.cat([reference.best[part, None], index], dim=-1).expand(len(logits), -1, -1)
+    highest = logits.amax(-1, keepdim=True)
+    best, labelled = torch.split(logits.gather(-1, wanted), 1, dim=-1)
+    agrees = best >= highest
+    log_sum = _log_sum_exp(logits, scratch=second)
     right = (labelled >= highest) | (labels < 0)
     change = log_p.gather(-1, index) - (labelled - log_sum)
     difference = torch.sub(log_p, logits, out=first).add_(log_sum)
@@ -145,7 +159,7 @@ def _kl(log_p: Tensor, difference: Tensor, scratch: Tensor) -> Tensor:
     if bool(difference.amin() < -_LARGEST_EXPONENT):
         return difference.mul_(log_p.exp()).sum(-1).clamp_(min=0)
     terms = torch.neg(difference, out=scratch).expm1_().add_(difference)
-    return terms.mul_(torch.exp(log_p, out=difference)).sum(-1)
+    return terms.mul_(torch.exp(log_p.expand_as(difference), out=difference)).sum(-1)
 
 
 def _kl_without_waiting(log_p: Tensor, difference: Tensor, scratch: Tensor) -> Tensor:
@@ -171,7 +185,15 @@ def bootstrap(means: np.ndarray, tokens: np.ndarray, *, seed: int) -> Interval:
     mean = float(np.average(means, weights=tokens))
     if len(means) == 1:
         return Interval(mean=mean, low=mean, high=mean)
-    chosen = np.random.default_rng(seed).integers(0, len(means), size=(_RESAMPLES, len(means)))
-    resampled = (means[chosen] * tokens[chosen]).sum(1) / tokens[chosen].sum(1)
+    chosen = resamples(len(means), _RESAMPLES, seed=seed)
+    resampled = (means * tokens)[chosen].sum(1) / tokens[chosen].sum(1)
     low, high = np.quantile(resampled, [0.025, 0.975])
     return Interval(mean=mean, low=float(low), high=float(high))
+
+
+@functools.lru_cache(maxsize=8)
+def resamples(prompts: int, count: int, *, seed: int) -> np.ndarray:
+    """``[count, prompts]``, the prompts that each resample draws; all policies share them, so they are kept."""
+    drawn = np.random.default_rng(seed).integers(0, prompts, size=(count, prompts))
+    drawn.setflags(write=False)
+    return drawn

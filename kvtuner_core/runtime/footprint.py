@@ -19,7 +19,7 @@ from kvtuner_core.errors import ComputeError
 from kvtuner_core.runtime.bank import Storage
 from kvtuner_core.runtime.loading import LoadedModel
 from kvtuner_core.runtime.prompts import CutPrompt
-from kvtuner_core.runtime.provenance import device_memory
+from kvtuner_core.runtime.provenance import captured_memory, device_memory
 
 CHUNK_TOKENS = {"cpu": 1024, "cuda": 32768}
 """Prompt tokens that are read at once. Of a prompt that is longer than that on a GPU fewer, for then every
@@ -40,6 +40,7 @@ _PASS_ROWS = (1024, 8192)
 _LOGITS_BYTES = 1 << 31
 _WEIGHTS_SHARE = 1 / 8
 _WEIGHTS_KEPT = 10
+_LAYER_COPIES = 32
 _GIB = 2**30
 
 
@@ -55,6 +56,7 @@ class MemoryPlan:
         bank_bytes: Most bytes of quantised prefixes, over all prompts.
         weights_bytes: Most bytes of attention weights that the local errors of a layer keep, and that
             one chunk of them may take.
+        graph_bytes: Bytes that the captured layers of a batch may hold; 0 where nothing is to be captured.
         needed: Bytes in all on the device, by what they are for.
         free: Bytes that were free on the device.
     """
@@ -65,6 +67,7 @@ class MemoryPlan:
     on_host: bool
     bank_bytes: int
     weights_bytes: int
+    graph_bytes: int
     needed: tuple[tuple[str, int], ...]
     free: int
 
@@ -80,7 +83,7 @@ def plan_memory(loaded: LoadedModel, prompts: Sequence[CutPrompt], scheme: Quant
     Raises:
         ComputeError: If the prompts cannot be scored in what is free, whatever is left out.
     """
-    free = device_memory(loaded.device)[0]
+    free = device_memory(loaded.device)[0] - captured_memory(loaded.device)
     sizes = _Sizes(loaded, prompts, scheme, free)
     taken = sizes.fixed + sizes.working + sizes.weights
     room = int(_USABLE * free) - taken
@@ -89,7 +92,8 @@ def plan_memory(loaded: LoadedModel, prompts: Sequence[CutPrompt], scheme: Quant
     share = int(_BANK_SHARE[loaded.device.type] * free)
     for storage, bank in ((Storage.VALUES, sizes.values), (Storage.CODES, sizes.codes)):
         if sizes.exact + bank <= room and bank <= share:
-            return sizes.plan(storage=storage, on_host=False, bank=bank, free=free)
+            graphs = sizes.graphs if sizes.exact + bank + sizes.graphs <= room else 0
+            return sizes.plan(storage=storage, on_host=False, bank=bank, graphs=graphs, free=free)
     if loaded.device.type == "cuda" and sizes.exact > room // 2:
         # The bus is slower than dequantising, so the codes are what stays.
         host = int(_USABLE * psutil.virtual_memory().available)
@@ -132,6 +136,9 @@ class _Sizes:
         chunk = min(chunk_tokens(loaded.device, longest), longest)
         scores = sum(len(prompt.suffix) * (len(prompt.prefix) + 2 * len(prompt.suffix)) for prompt in prompts)
         self.weights = min(int(_WEIGHTS_SHARE * free), 4 * _WEIGHTS_KEPT * info.query_heads * scores)
+        # What one layer takes, held for as long as it is captured.
+        layer = rows * info.hidden_size * item * _LAYER_COPIES + 4 * GATHERED_BYTES[loaded.device.type]
+        self.graphs = layer if loaded.device.type == "cuda" else 0
         self.working = max(
             # Laid-out keys and values, and what dequantising them takes on the way.
             batch * max(per_layer) * 6 + rows * info.vocabulary * 6 + (4 * GATHERED_BYTES[loaded.device.type]),
@@ -140,13 +147,14 @@ class _Sizes:
             + 2 * batch * max(per_layer),
         )
 
-    def plan(self, *, storage: Storage, on_host: bool, bank: int, free: int) -> MemoryPlan:
+    def plan(self, *, storage: Storage, on_host: bool, bank: int, free: int, graphs: int = 0) -> MemoryPlan:
         needed = (
             ("predictions and activations", self.fixed),
             ("one pass", self.working),
             ("attention weights of one layer", self.weights),
             ("exact prefixes", 0 if on_host else self.exact),
             ("quantised prefixes", bank),
+            ("captured layers", graphs),
         )
         return MemoryPlan(
             pass_rows=self.pass_rows,
@@ -155,6 +163,7 @@ class _Sizes:
             on_host=on_host,
             bank_bytes=bank,
             weights_bytes=self.weights,
+            graph_bytes=graphs,
             needed=needed,
             free=free,
         )

@@ -18,9 +18,10 @@ Only the suffix pass is differentiated; the prefix enters as exact keys and valu
 session's is one copy and one gradient of them, for as many prompts at a time as fit.
 """
 
+import itertools
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from kvtuner_core.domain.policy import LayerPrecision
 from kvtuner_core.domain.precision import FULL_BITS, PrecisionPair
 from kvtuner_core.domain.scores import ErrorScores, PairScores
-from kvtuner_core.runtime.attending import Mask, masked_attention
+from kvtuner_core.runtime.attending import Mask, masked_attention, planless
 from kvtuner_core.runtime.bank import Side
 from kvtuner_core.runtime.interception import attention_implementation, intercepted
 from kvtuner_core.runtime.provenance import device_memory
@@ -41,6 +42,7 @@ ENOUGH_PROBES = 24
 """Prompts times probes that a Fisher estimate is a mean over, at least."""
 
 _MEMORY_SHARE = 0.25
+_KEPT_SHARE = 0.125
 _LOGITS_COPIES = 6
 
 Place = tuple[int, Side, int]
@@ -88,13 +90,14 @@ class _Sums:
         widths = {bits for pair in self.pairs for bits in (pair.key_bits, pair.value_bits)}
         return tuple(sorted(widths - {FULL_BITS}))
 
-    def add_first(self, products: dict[Place, Tensor]) -> None:
-        """Take in ``[rows]`` inner products of gradient and error."""
+    def add_first(self, products: dict[Place, Sequence[float]]) -> None:
+        """Take in each row's inner product of gradient and error."""
         for layer in {place[0] for place in products}:
             for pair in self.pairs:
-                keys = products.get((layer, Side.KEY, pair.key_bits), torch.zeros(1))
-                values = products.get((layer, Side.VALUE, pair.value_bits), torch.zeros(1))
-                self.first[layer, pair] += float((keys + values).abs().sum())
+                keys = products.get((layer, Side.KEY, pair.key_bits), ())
+                values = products.get((layer, Side.VALUE, pair.value_bits), ())
+                both = itertools.zip_longest(keys, values, fillvalue=0.0)
+                self.first[layer, pair] += sum(abs(key + value) for key, value in both)
 
     def scores(self, layer: int, pair: PrecisionPair, probes: int) -> PairScores:
         """The means per token."""
@@ -128,30 +131,71 @@ class _Rows:
         return slice(first + self.rows.start, first + self.rows.stop)
 
     @torch.inference_mode()
-    def product(self, place: Place, exact: Tensor, gradient: Tensor) -> Tensor:
-        """Gradient times quantised minus exact slots, summed over a head's values: ``[R, H_kv, K]``."""
-        layer, side, bits = place
+    def error(self, layer: int, side: Side, bits: tuple[int, ...], exact: Tensor) -> Tensor:
+        """Quantised minus exact slots at each width, at least float32: ``[widths, R, H_kv, K, D]``."""
         captured = self.prepared.captured[layer]
         suffix = (captured.key if side is Side.KEY else captured.value)[self.banked.part.rows]
-        precision = LayerPrecision(pair=PrecisionPair(key_bits=bits, value_bits=bits))
-        quantised = self.banked.bank.with_suffix(layer, side, precision, suffix)[self.rows]
         wide = torch.promote_types(exact.dtype, torch.float32)
-        return torch.einsum("rhkd,rhkd->rhk", gradient.to(wide), quantised.to(wide) - exact.to(wide))
+        found = []
+        for width in bits:
+            precision = LayerPrecision(pair=PrecisionPair(key_bits=width, value_bits=width))
+            quantised = self.banked.bank.with_suffix(layer, side, precision, suffix)[self.rows]
+            found.append(quantised.to(wide) - exact.to(wide))
+        return torch.stack(found)
+
+
+@dataclass(slots=True, eq=False)
+class _Errors:
+    """Rounding errors of every place of some rows, computed once for all backward passes where they fit.
+
+    Attributes:
+        rows: Whose.
+        bits: The widths.
+        keeps: Whether there is room for all.
+    """
+
+    rows: _Rows
+    bits: tuple[int, ...]
+    keeps: bool
+    _kept: dict[tuple[int, Side], Tensor] = field(default_factory=dict)
+
+    @torch.inference_mode()
+    def products(self, layer: int, side: Side, exact: Tensor, gradient: Tensor) -> Tensor:
+        """Gradient times error at each width, summed over a head's values: ``[widths, R, H_kv, K]``."""
+        error = self._kept.get((layer, side))
+        if error is None:
+            error = self.rows.error(layer, side, self.bits, exact)
+            if self.keeps:
+                self._kept[layer, side] = error
+        return torch.einsum("rhkd,wrhkd->wrhk", gradient.to(error.dtype), error)
+
+
+def _scalars(session: Session, banked: Banked) -> int:
+    """Laid-out keys and values of one prompt, over all layers."""
+    geometry = enumerate(session.layers)
+    return sum(
+        layer.kv_heads * (layer.key_dim + layer.value_dim) * banked.bank.layout(index).slots
+        for index, layer in geometry
+    )
 
 
 def _row_groups(session: Session, prepared: Prepared, banked: Banked) -> Iterator[slice]:
     """Rows of a part that fit into a share of the free memory together; at least one."""
-    geometry = zip(session.layers, range(len(session.layers)), strict=True)
-    scalars = sum(
-        layer.kv_heads * (layer.key_dim + layer.value_dim) * banked.bank.layout(index).slots
-        for layer, index in geometry
-    )
     logits = _LOGITS_COPIES * 4 * prepared.batch.suffix_ids.shape[1] * session.loaded.info.vocabulary
     free, _ = device_memory(session.loaded.device)
-    most = max(1, int(_MEMORY_SHARE * free) // (3 * scalars * session.loaded.dtype.itemsize + logits))
+    copies = 3 * _scalars(session, banked) * session.loaded.dtype.itemsize
+    most = max(1, int(_MEMORY_SHARE * free) // (copies + logits))
     count = banked.part.rows.stop - banked.part.rows.start
     for start in range(0, count, most):
         yield slice(start, min(count, start + most))
+
+
+def _errors(sums: _Sums, session: Session, rows: _Rows) -> _Errors:
+    free, _ = device_memory(session.loaded.device)
+    item = max(4, session.loaded.dtype.itemsize)
+    count = rows.rows.stop - rows.rows.start
+    needed = count * _scalars(session, rows.banked) * item * len(sums.bits)
+    return _Errors(rows, sums.bits, keeps=needed <= _KEPT_SHARE * free)
 
 
 def _add(sums: _Sums, session: Session, rows: _Rows, *, probes: int, seed: int) -> None:
@@ -160,36 +204,51 @@ def _add(sums: _Sums, session: Session, rows: _Rows, *, probes: int, seed: int) 
     batch, chosen = rows.prepared.batch, rows.in_batch
     # What was made in inference mode cannot take part in a graph; copies can.
     ids, positions = batch.suffix_ids[chosen].clone(), batch.positions[chosen].clone()
-    with torch.enable_grad():
+    errors = _errors(sums, session, rows)
+    with torch.enable_grad(), planless(rows.banked.bank.layout(0).slots):
         with intercepted(session.loaded.model, attention):
             logits = session.loaded.model(input_ids=ids, position_ids=positions, use_cache=False).logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         forward = time.perf_counter() - started
         labels = batch.labels.view(batch.suffix_ids.shape)[chosen].clone()
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="sum")
-        sums.add_first({place: product.sum((1, 2)).cpu() for place, product in _products(sums, rows, attention, loss)})
+        sums.add_first(_by_place(errors, attention, loss, lambda products: products.sum((2, 3))))
         between = time.perf_counter()
         indices = [prompt.index for prompt in batch.prompts[chosen]]
         for probe in range(probes):
             vectors = _fisher_vectors(logits.detach(), indices, seed=seed, probe=probe)
-            for place, product in _products(sums, rows, attention, (logits * vectors).sum()):
-                sums.squares[place] += float(product.square().sum())
+            scalar = (logits * vectors).sum()
+            for place, (square,) in _by_place(errors, attention, scalar, _summed_squares).items():
+                sums.squares[place] += square
     sums.labels += int((labels >= 0).sum())
     sums.tokens += labels.numel()
     sums.gradient_seconds += between - started
     sums.fisher_seconds += forward + time.perf_counter() - between
 
 
-def _products(
-    sums: _Sums, rows: _Rows, attention: "_LaidOutAttention", scalar: Tensor
-) -> Iterator[tuple[Place, Tensor]]:
-    """Of each place, gradient times error summed over the head's values: ``[R, H_kv, K]``."""
+def _summed_squares(products: Tensor) -> Tensor:
+    return products.square().sum((1, 2, 3))[:, None]
+
+
+def _by_place(
+    errors: _Errors, attention: "_LaidOutAttention", scalar: Tensor, summed: Callable[[Tensor], Tensor]
+) -> dict[Place, Sequence[float]]:
+    """Of each place what ``summed`` makes ``[widths, n]`` of its products with the gradient of ``scalar``."""
+    if not errors.bits:
+        return {}
     laid = attention.laid_out
     gradients = torch.autograd.grad(scalar, list(laid.values()), retain_graph=True)
-    for ((layer, side), exact), gradient in zip(laid.items(), gradients, strict=True):
-        for bits in sums.bits:
-            place = (layer, side, bits)
-            yield place, rows.product(place, exact.detach(), gradient)
+    found = [
+        summed(errors.products(layer, side, exact.detach(), gradient))
+        for ((layer, side), exact), gradient in zip(laid.items(), gradients, strict=True)
+    ]
+    # One transfer: a GPU would else be waited for at each place.
+    numbers = torch.stack(found).tolist()
+    return {
+        (layer, side, bits): numbers[index][width]
+        for index, (layer, side) in enumerate(laid)
+        for width, bits in enumerate(errors.bits)
+    }
 
 
 def _fisher_vectors(logits: Tensor, indices: Sequence[int], *, seed: int, probe: int) -> Tensor:

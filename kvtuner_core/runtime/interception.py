@@ -9,7 +9,7 @@ what may be seen.
 import contextlib
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,14 +25,17 @@ Attention = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 @contextlib.contextmanager
-def intercepted(model: PreTrainedModel, attention: Attention) -> Iterator[None]:
+def intercepted(
+    model: PreTrainedModel, attention: Attention, *, configs: Sequence[PretrainedConfig] = ()
+) -> Iterator[None]:
     """Let every attention of ``model`` call ``attention`` instead of its own function.
 
     ``attention`` gets the module, query ``[B, H, S, D]``, key and value ``[B, H_kv, S, D]`` of the
-    tokens at hand, no mask, and the model's own keyword arguments.
+    tokens at hand, no mask, and the model's own keyword arguments. ``configs`` are those that
+    `model_configs` found, looked for here where none are given.
     """
     name = f"kvtuner_{uuid.uuid4().hex}"
-    configs = model_configs(model)
+    configs = configs or model_configs(model)
     before = [config._attn_implementation_internal for config in configs]
     AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, _no_mask)

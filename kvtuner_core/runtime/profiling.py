@@ -129,6 +129,8 @@ class _LocalErrors:
         total = sum(_weight_bytes(captured, banked, layer) for banked, captured in self._parts)
         self._keeps = _KEPT_WIDTHS * total <= room
         self._weights: dict[int, list[Tensor]] = {}
+        self._sides: dict[tuple[Side, int], float] = {}
+        self._scores: dict[int, float] = {}
         with torch.inference_mode():
             weighted = zip(self._places, self._weights_at(FULL_BITS), strict=True)
             self._exact = [_weigh(weights, self._values(place, FULL_BITS)) for place, weights in weighted]
@@ -137,6 +139,11 @@ class _LocalErrors:
         """Mean over prompts and KV heads of ‖x − x'‖ / ‖x‖ over the tokens that are quantised."""
         if bits == FULL_BITS:
             return 0.0
+        if (side, bits) not in self._sides:
+            self._sides[side, bits] = self._side(side, bits)
+        return self._sides[side, bits]
+
+    def _side(self, side: Side, bits: int) -> float:
         ratios = []
         with torch.inference_mode():
             for banked, captured in self._parts:
@@ -149,9 +156,11 @@ class _LocalErrors:
         """Mean over prompts, heads and queries of the summed absolute change of attention weights."""
         if pair.key_bits == FULL_BITS:
             return 0.0
-        with torch.inference_mode():
-            pairs = zip(self._weights_at(pair.key_bits), self._weights_at(FULL_BITS), strict=True)
-            return _mean([(moved - full).abs_().sum(-1) for moved, full in pairs])
+        if pair.key_bits not in self._scores:
+            with torch.inference_mode():
+                weights = zip(self._weights_at(pair.key_bits), self._weights_at(FULL_BITS), strict=True)
+                self._scores[pair.key_bits] = _mean([(moved - full).abs_().sum(-1) for moved, full in weights])
+        return self._scores[pair.key_bits]
 
     def output(self, pair: PrecisionPair) -> float:
         """Mean over prompts, heads and queries of ‖o − o'‖ / ‖o‖."""

@@ -135,15 +135,16 @@ class Projected:
     given: Tensor
     output: Tensor
 
-    def gradient_norm(self, gradient: Tensor) -> float:
-        """Norm of the weight's gradient, from that of ``output``: the sum over tokens of gradient times input.
+    def gradient_norms(self, gradient: Tensor) -> Tensor:
+        """Norm of each row's gradient of the weight, ``[B]``: the sum over tokens of the output's gradient times input.
 
         So the weights themselves need no gradient, and nothing of the model's size is kept.
         """
-        own = gradient.flatten(0, -2)[:, self.projection.features]
+        own = gradient.flatten(1, -2)[..., self.projection.features]
         exact = torch.promote_types(own.dtype, torch.float32)
-        product = own.to(exact).t() @ self.given.detach().flatten(0, -2).to(exact)
-        return float(torch.linalg.matrix_norm(product))
+        product = own.to(exact).mT @ self.given.detach().flatten(1, -2).to(exact)
+        norms: Tensor = torch.linalg.matrix_norm(product)
+        return norms
 
 
 @contextlib.contextmanager

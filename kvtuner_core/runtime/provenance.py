@@ -50,6 +50,17 @@ def device_memory(device: torch.device) -> tuple[int, int]:
     return int(memory.available), int(memory.total)
 
 
+def captured_memory(device: torch.device) -> int:
+    """Bytes that captured graphs keep for themselves: torch counts them as unused, yet nobody else may have them."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return 0
+    segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+    own = (
+        segment for segment in segments if segment["device"] == device.index and any(segment.get("segment_pool_id", ()))
+    )
+    return sum(int(segment["total_size"]) - int(segment["allocated_size"]) for segment in own)
+
+
 def _own_version() -> str:
     project = Path(__file__).resolve().parents[2] / "pyproject.toml"
     if project.is_file():

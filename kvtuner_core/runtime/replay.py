@@ -5,6 +5,7 @@ with equal prefixes form a part. The prefix was read once; here the model runs o
 while a function of ours, in the place of its attention, reads the bank.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from kvtuner_core.domain.policy import LayerPrecision
+from kvtuner_core.domain.precision import FULL_BITS
 from kvtuner_core.errors import ModelError
 from kvtuner_core.runtime.attending import Mask, masked_attention, split_attention, splits
 from kvtuner_core.runtime.bank import Bank, LayerHistory, Side
+from kvtuner_core.runtime.chosen import Choices
 from kvtuner_core.runtime.footprint import GATHERED_BYTES
 from kvtuner_core.runtime.head import Head, final_states
 from kvtuner_core.runtime.interception import (
@@ -25,9 +28,11 @@ from kvtuner_core.runtime.interception import (
     decoder_layers,
     intercepted,
     is_plain,
+    model_configs,
     recorded_outputs,
     skipped_layers,
 )
+from kvtuner_core.runtime.layer_graphs import LayerGraphs
 from kvtuner_core.runtime.prompts import CutPrompt
 
 Precisions = tuple[LayerPrecision, ...]
@@ -112,6 +117,7 @@ class SuffixAttention:
         copies: Policies that the pass has rows for; rows beyond the given ones are left at zero.
         implementation: What the model uses by itself.
         captured: Filled with each layer's exact inputs where given.
+        choices: The same precisions on the device, where the bank is stacked and they can be told so.
     """
 
     banked: Sequence[Banked]
@@ -120,6 +126,7 @@ class SuffixAttention:
     copies: int
     implementation: str
     captured: dict[int, Captured] | None = None
+    choices: Choices | None = None
     calls: int = 0
     _sources: list[tuple[Tensor, int]] = field(default_factory=list)
 
@@ -157,8 +164,21 @@ class SuffixAttention:
             )
 
     def _gathers(self, key: Tensor, layer: int) -> bool:
-        layout = self.banked[0].bank.layout(layer)
-        return key[:, :, :1].nbytes * layout.slots <= GATHERED_BYTES[key.device.type]
+        slots = self.banked[0].bank.layout(layer).slots
+        return gathers(key[:, :, :1].nbytes // key.shape[0], rows=key.shape[0], slots=slots, device=key.device)
+
+    def choose(self, device: torch.device) -> None:
+        """Say on the device what each policy reads, and lay that out, where the bank is stacked."""
+        if len(self.banked) != 1 or self.copies == 1 or not self.banked[0].bank.stacked:
+            return
+        policies = list(self.policies)
+        padded = policies + policies[-1:] * (self.copies - len(policies))
+        self.choices = Choices.of(padded, rows=self.rows, device=device)
+        if self.choices is None:
+            return
+        for layer, sides in enumerate(self.choices.widths):
+            for side, widths in zip((Side.KEY, Side.VALUE), sides, strict=True):
+                self.banked[0].bank.fill(layer, side, (FULL_BITS, *widths), device)
 
     def _splits(self, query: Tensor, value: Tensor, layer: int, own: dict[str, Any]) -> bool:
         (banked,) = self.banked
@@ -191,6 +211,12 @@ class SuffixAttention:
     def _together(self, layer: int, query: Tensor, key: Tensor, value: Tensor, attend: Callable[..., Tensor]) -> Tensor:
         """All rows of the pass at once; short histories are sooner copied than launched one by one."""
         (banked,) = self.banked
+        if self.choices is not None:
+            keys, values = (
+                banked.bank.chosen(layer, side, self.choices.at(layer, side), suffix)
+                for side, suffix in ((Side.KEY, key), (Side.VALUE, value))
+            )
+            return attend(query, keys, values, mask=banked.masks[layer])
         precisions = self._padded(layer)
         keys = banked.bank.gathered(layer, Side.KEY, precisions, key)
         values = banked.bank.gathered(layer, Side.VALUE, precisions, value)
@@ -218,6 +244,11 @@ class SuffixAttention:
         return index
 
 
+def gathers(token_bytes: int, *, rows: int, slots: int, device: torch.device) -> bool:
+    """Whether keys of so many bytes a token, rows and slots are copied together for the policies of a pass."""
+    return token_bytes * rows * slots <= GATHERED_BYTES[device.type]
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Replayer:
     """Runs a model over suffixes.
@@ -226,16 +257,19 @@ class Replayer:
         model: The model.
         layers: Its decoder layers where leading ones may be skipped, else ``None``.
         head: Its last matrix, or ``None`` where the model must compute its logits itself.
+        configs: What the model's modules look their attention up in.
     """
 
     model: PreTrainedModel
     layers: nn.ModuleList | None
     head: Head | None
+    configs: tuple[PretrainedConfig, ...]
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Replayer":
         """Prepare for a model."""
-        return cls(model=model, layers=decoder_layers(model), head=Head.of(model))
+        configs = tuple(model_configs(model))
+        return cls(model=model, layers=decoder_layers(model), head=Head.of(model), configs=configs)
 
     def record(
         self, batch: Batch, banked: Sequence[Banked], *, copies: int = 1
@@ -250,11 +284,11 @@ class Replayer:
         attention = self._attention(batch, banked, [full], copies)
         attention.captured = captured
         if self.layers is None:
-            return self._logits(batch, attention), [], captured
+            return self._logits(batch, attention)[: len(batch.labels)], [], captured
         with recorded_outputs(self.layers) as outputs:
             logits = self._logits(batch, attention)
         rows = len(batch.prompts)
-        return logits, [_first_rows(output, rows) for output in outputs], captured
+        return logits[: len(batch.labels)], [_first_rows(output, rows) for output in outputs], captured
 
     def logits(
         self,
@@ -264,8 +298,9 @@ class Replayer:
         *,
         copies: int = 1,
         outputs: Sequence[Any] = (),
+        graphs: LayerGraphs | None = None,
     ) -> Tensor:
-        """Logits ``[len(policies) * R * S, V]`` under some policies.
+        """Logits ``[copies * R * S, V]`` under some policies, those of the padding behind theirs.
 
         Args:
             batch: The prompts.
@@ -274,22 +309,30 @@ class Replayer:
             copies: Policies that the pass has rows for; more than are given are padding, which only
                 rounds the pass as others are.
             outputs: What `record` gave, so that layers before the first quantised one are skipped.
+            graphs: Layers of this batch's passes that are captured, or are to be.
         """
         start = min(leading_full_layers(policy) for policy in policies) if outputs else 0
-        return self.from_layer(batch, banked, policies, copies=copies, start=start, outputs=outputs)
+        attention = self._attention(batch, banked, policies, copies)
+        captured: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if graphs is not None and attention.choices is not None and self.layers is not None:
+            attention.choices = graphs.begin(attention.choices)
+            captured = graphs.instead_of(self.layers, start)
+        with captured:
+            return self._from(batch, attention, start, outputs)
 
-    def from_layer(
+    def from_half(
         self,
         batch: Batch,
         banked: Sequence[Banked],
         policies: Sequence[Precisions],
         *,
-        copies: int = 1,
-        start: int,
+        copies: int,
         outputs: Sequence[Any],
     ) -> Tensor:
-        """Like `logits`, with the layers before ``start`` replaced by their recorded ``outputs``."""
-        attention = self._attention(batch, banked, policies, copies)
+        """Like `logits`, with the first half of the layers replaced by their recorded ``outputs``."""
+        return self._from(batch, self._attention(batch, banked, policies, copies), len(outputs) // 2, outputs)
+
+    def _from(self, batch: Batch, attention: SuffixAttention, start: int, outputs: Sequence[Any]) -> Tensor:
         output = _repeated(outputs[start - 1], attention.copies) if start else None
         with skipped_layers(self.layers, start, output):
             return self._logits(batch, attention)
@@ -297,23 +340,25 @@ class Replayer:
     def _attention(
         self, batch: Batch, banked: Sequence[Banked], policies: Sequence[Precisions], copies: int
     ) -> SuffixAttention:
-        return SuffixAttention(
+        attention = SuffixAttention(
             banked,
             rows=len(batch.prompts),
             policies=policies,
             copies=max(copies, len(policies)),
             implementation=attention_implementation(self.model),
         )
+        attention.choose(batch.suffix_ids.device)
+        return attention
 
     def _logits(self, batch: Batch, attention: SuffixAttention) -> Tensor:
-        copies, wanted = attention.copies, len(attention.policies) * batch.labels.numel()
-        with intercepted(self.model, attention):
+        copies = attention.copies
+        with intercepted(self.model, attention, configs=self.configs):
             ids, positions = batch.suffix_ids.repeat(copies, 1), batch.positions.repeat(copies, 1)
             if self.head is not None:
                 states = final_states(self.model, input_ids=ids, position_ids=positions)
-                return self.head.logits(states.flatten(0, 1))[:wanted]
+                return self.head.logits(states.flatten(0, 1))
             logits: Tensor = self.model(input_ids=ids, position_ids=positions, use_cache=False).logits
-        return logits.flatten(0, 1)[:wanted]
+        return logits.flatten(0, 1)
 
 
 def leading_full_layers(policy: Precisions) -> int:

@@ -1,5 +1,6 @@
 """One policy's score from what happened to every token: a function per objective, intervals over prompts."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -8,7 +9,7 @@ import numpy as np
 
 from kvtuner_core.domain.metrics import Interval, Measured, PolicyScore
 from kvtuner_core.domain.objective import Objective
-from kvtuner_core.runtime.divergence import Divergence, bootstrap
+from kvtuner_core.runtime.divergence import Divergence, bootstrap, resamples
 
 _TAIL = 0.95
 _TAIL_RESAMPLES = 500
@@ -64,9 +65,7 @@ def tail(observed: Observed) -> Measured:
     every = np.concatenate(kls)
     order = np.argsort(every, kind="stable")
     owner = np.repeat(np.arange(len(kls)), observed.tokens)[order]
-    drawn = np.random.default_rng(observed.seed).integers(0, len(kls), size=(_TAIL_RESAMPLES, len(kls)))
-    counts = np.stack([np.bincount(row, minlength=len(kls)) for row in (np.arange(len(kls)), *drawn)])
-    reached = counts[:, owner].cumsum(1)
+    reached = _times_drawn(len(kls), observed.seed)[:, owner].cumsum(1)
     # Whole tokens, so that a share of exactly 95% is not missed by a rounding error.
     first = (100 * reached >= 95 * reached[:, -1:]).argmax(1)
     found = every[order][first]
@@ -76,6 +75,15 @@ def tail(observed: Observed) -> Measured:
         interval=Interval(mean=float(found[0]), low=float(low), high=float(high)),
         per_prompt=tuple(float(np.quantile(one, _TAIL, method="inverted_cdf")) for one in kls),
     )
+
+
+@functools.lru_cache(maxsize=8)
+def _times_drawn(prompts: int, seed: int) -> np.ndarray:
+    """``[1 + resamples, prompts]``, how often each prompt counts: once first, then as often as it was drawn."""
+    drawn = resamples(prompts, _TAIL_RESAMPLES, seed=seed)
+    counts = np.stack([np.bincount(row, minlength=prompts) for row in (np.arange(prompts), *drawn)])
+    counts.setflags(write=False)
+    return counts
 
 
 def likelihood(observed: Observed) -> Measured:

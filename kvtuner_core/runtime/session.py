@@ -13,20 +13,30 @@ from kvtuner_core.domain.policy import KVPolicy, LayerPrecision
 from kvtuner_core.domain.stopping import PartialScore, Stopping
 from kvtuner_core.domain.tasks import EvaluationSpec
 from kvtuner_core.errors import ModelError
-from kvtuner_core.runtime.attending import Mask
+from kvtuner_core.runtime.attending import Mask, planless
 from kvtuner_core.runtime.bank import Bank
 from kvtuner_core.runtime.capture import batches, capture, own_logits
 from kvtuner_core.runtime.divergence import Divergence, Reference, divergence, divergences
 from kvtuner_core.runtime.footprint import plan_memory
+from kvtuner_core.runtime.layer_graphs import LayerGraphs
 from kvtuner_core.runtime.loading import LoadedModel
 from kvtuner_core.runtime.prompts import CutPrompt, cut_prompts
-from kvtuner_core.runtime.replay import Banked, Batch, Captured, Precisions, Replayer, leading_full_layers
+from kvtuner_core.runtime.replay import (
+    Banked,
+    Batch,
+    Captured,
+    Part,
+    Precisions,
+    Replayer,
+    gathers,
+    leading_full_layers,
+)
 from kvtuner_core.runtime.scoring import Observed, policy_score
 from kvtuner_core.runtime.visibility import Layout
 from kvtuner_core.runtime.watching import Watch
 
-MOST_TOGETHER = 64
-"""Policies of one pass at most."""
+MOST_TOGETHER = 16
+"""Policies of one pass at most: about what the default search asks for at once, and a sweep has in a layer."""
 
 _SELF_CHECK_KL = {torch.float32: 1e-5, torch.float16: 0.01, torch.bfloat16: 0.1}
 
@@ -41,6 +51,7 @@ class Prepared:
         reference: Full-precision predictions.
         outputs: Each decoder layer's output, empty where layers cannot be skipped.
         captured: Each cached layer's attention inputs.
+        graphs: Layers of its passes that are captured, or are to be; ``None`` where they cannot be.
     """
 
     batch: Batch
@@ -48,6 +59,7 @@ class Prepared:
     reference: Reference
     outputs: list[object]
     captured: dict[int, Captured]
+    graphs: LayerGraphs | None
 
 
 class Session:
@@ -86,7 +98,8 @@ class Session:
         largest = max(sum(len(prompt.suffix) for prompt in group) for group in groups)
         self.together = max(1, min(MOST_TOGETHER, self.plan.pass_rows // largest))
         self._tokens = sum(len(prompt.prefix) for prompt in self.prompts)
-        with torch.inference_mode():
+        self._longest = max(len(prompt.prefix) + 2 * len(prompt.suffix) for prompt in self.prompts)
+        with torch.inference_mode(), planless(self._longest):
             captured = [capture(loaded, group, on_host=self.plan.on_host) for group in groups]
             self.prepared = [self._prepare(batch) for batch in captured]
             self._check(self.prepared[0])
@@ -196,9 +209,14 @@ class Session:
         return results
 
     def _moved(self, prepared: Prepared, policies: Sequence[Precisions]) -> list[Divergence]:
-        with torch.inference_mode():
+        with torch.inference_mode(), planless(self._longest):
             logits = self._replayer.logits(
-                prepared.batch, prepared.banked, policies, copies=self.together, outputs=prepared.outputs
+                prepared.batch,
+                prepared.banked,
+                policies,
+                copies=self.together,
+                outputs=prepared.outputs,
+                graphs=prepared.graphs,
             )
             return divergences(prepared.reference, logits, len(policies))
 
@@ -212,12 +230,14 @@ class Session:
             }
             masks = {window: Mask.of(layout.mask(self.loaded.device)) for window, layout in layouts.items()}
             windows = [layer.sliding_window for layer in self.layers]
+            own = [layouts[window] for window in windows]
             tokens = (part.rows.stop - part.rows.start) * part.prefix
             bank = Bank(
                 part.history,
-                [layouts[window] for window in windows],
+                own,
                 capacity=self.plan.bank_bytes * tokens // self._tokens,
                 storage=self.plan.storage,
+                stacked=self._stacks(batch, part, own),
             )
             banked.append(Banked(part=part, bank=bank, masks=tuple(masks[window] for window in windows)))
         try:
@@ -230,17 +250,40 @@ class Session:
         reference = Reference.of(logits, batch.labels)
         if outputs and not self._can_skip(batch, banked, reference, outputs):
             outputs = []
-        return Prepared(batch=batch, banked=banked, reference=reference, outputs=outputs, captured=captured)
+        graphs = self._graphs(banked, captured)
+        return Prepared(
+            batch=batch, banked=banked, reference=reference, outputs=outputs, captured=captured, graphs=graphs
+        )
+
+    def _stacks(self, batch: Batch, part: Part, layouts: Sequence[Layout]) -> bool:
+        """Whether policies are attended to together, so that they may choose among stacked prefixes."""
+        rows = self.together * len(batch.prompts)
+        layers = zip(layouts, part.history, strict=True)
+        return (
+            self.together > 1
+            and len(batch.parts) == 1
+            and all(
+                gathers(history.keys[0, :, 0].nbytes, rows=rows, slots=layout.slots, device=self.loaded.device)
+                for layout, history in layers
+            )
+        )
+
+    def _graphs(self, banked: list[Banked], captured: dict[int, Captured]) -> LayerGraphs | None:
+        """For layers that may be captured: each keeps a cache of its own, and policies choose among stacked ones."""
+        layers = self._replayer.layers
+        own = layers is not None and len(layers) == len(self.layers) and sorted(captured) == list(range(len(layers)))
+        if self.loaded.device.type != "cuda" or not (own and self.plan.graph_bytes and banked[0].bank.stacked):
+            return None
+        return LayerGraphs(room=self.plan.graph_bytes)
 
     def _can_skip(self, batch: Batch, banked: list[Banked], reference: Reference, outputs: list[object]) -> bool:
         """Whether starting at the middle layer gives the very same logits."""
         if len(outputs) != len(self.layers) or any(output is None for output in outputs):
             return False
         full = (LayerPrecision(),) * len(self.layers)
-        again = self._replayer.from_layer(
-            batch, banked, [full], copies=self.together, start=len(outputs) // 2, outputs=outputs
-        )
-        return bool(torch.equal(Reference.of(again, batch.labels).logits, reference.logits))
+        again = self._replayer.from_half(batch, banked, [full], copies=self.together, outputs=outputs)
+        own = again[: len(batch.labels)]
+        return bool(torch.equal(Reference.of(own, batch.labels).logits, reference.logits))
 
     def _check(self, prepared: Prepared) -> None:
         """Compare the replay in full precision with the model's own forward pass."""

@@ -6,19 +6,26 @@ one backward pass per prompt give every layer. A text's first tokens are enough 
 bound time and memory whatever the context, so each prompt is read up to `MOST_TOKENS`.
 """
 
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from kvtuner_core.domain.scores import LayerNorms, WeightScores
+from kvtuner_core.runtime.attending import planless
 from kvtuner_core.runtime.loading import LoadedModel
 from kvtuner_core.runtime.projections import Projection, find_projections, recorded_projections
 from kvtuner_core.runtime.prompts import CutPrompt
+from kvtuner_core.runtime.provenance import device_memory
 
 MOST_TOKENS = 256
 """Tokens of each prompt that the loss is taken over."""
+
+_MEMORY_SHARE = 0.25
+_KEPT_COPIES = 24
+_LOGITS_COPIES = 6
 
 
 def weight_scores(loaded: LoadedModel, prompts: Sequence[CutPrompt]) -> WeightScores:
@@ -26,9 +33,10 @@ def weight_scores(loaded: LoadedModel, prompts: Sequence[CutPrompt]) -> WeightSc
 
     Args:
         loaded: The model.
-        prompts: Calibration prompts; each is read by itself, so none is padded.
+        prompts: Calibration prompts; those of equal length are read together, so none is padded.
     """
-    projections = find_projections(loaded.model, len(loaded.info.layers))
+    with planless(MOST_TOKENS):
+        projections = find_projections(loaded.model, len(loaded.info.layers))
     if projections is None:
         return WeightScores(
             layers=(),
@@ -42,7 +50,8 @@ def weight_scores(loaded: LoadedModel, prompts: Sequence[CutPrompt]) -> WeightSc
     between = time.perf_counter()
     texts = [(*prompt.prefix, *prompt.suffix)[:MOST_TOKENS] for prompt in prompts]
     flat = [side for layer in projections for side in (layer.keys, layer.values)]
-    gradients = _mean_norms(loaded, texts, flat)
+    with planless(MOST_TOKENS):
+        gradients = _mean_norms(loaded, texts, flat)
     return WeightScores(
         layers=tuple(
             LayerNorms(
@@ -68,17 +77,30 @@ def _norm(projection: Projection) -> float:
 def _mean_norms(loaded: LoadedModel, texts: Sequence[Sequence[int]], projections: Sequence[Projection]) -> list[float]:
     """Of each projection, the mean over the texts of the norm of the mean loss' gradient."""
     sums = dict.fromkeys(projections, 0.0)
-    for text in texts:
-        ids = torch.tensor([text], device=loaded.device)
+    for rows in _equal_texts(loaded, texts):
+        ids = torch.tensor(rows, device=loaded.device)
         with torch.enable_grad(), recorded_projections(projections) as recorded:
-            logits = loaded.model(input_ids=ids, use_cache=False).logits[0]
+            logits = loaded.model(input_ids=ids, use_cache=False).logits
             # The sum is what is differentiated: the small gradients of a mean would vanish in float16.
-            gradients = torch.autograd.grad(_summed_loss(logits, ids[0]), [one.output for one in recorded])
-        for one, gradient in zip(recorded, gradients, strict=True):
-            sums[one.projection] += one.gradient_norm(gradient) / (len(text) - 1)
+            gradients = torch.autograd.grad(_summed_loss(logits, ids), [one.output for one in recorded])
+        norms = [one.gradient_norms(gradient) for one, gradient in zip(recorded, gradients, strict=True)]
+        for one, total in zip(recorded, torch.stack(norms).double().sum(1).tolist(), strict=True):
+            sums[one.projection] += total / (ids.shape[1] - 1)
     return [total / len(texts) for total in sums.values()]
 
 
+def _equal_texts(loaded: LoadedModel, texts: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+    """Texts of one length, as many at a time as a share of the free memory has room for; at least one."""
+    info, free = loaded.info, device_memory(loaded.device)[0]
+    kept = _KEPT_COPIES * len(info.layers) * info.hidden_size * loaded.dtype.itemsize
+    token = kept + _LOGITS_COPIES * 4 * info.vocabulary
+    for length, group in itertools.groupby(sorted(texts, key=len), key=len):
+        equal = list(group)
+        most = max(1, int(_MEMORY_SHARE * free) // (token * length))
+        for start in range(0, len(equal), most):
+            yield equal[start : start + most]
+
+
 def _summed_loss(logits: Tensor, ids: Tensor) -> Tensor:
-    exact = logits[:-1].to(torch.promote_types(logits.dtype, torch.float32))
-    return torch.nn.functional.cross_entropy(exact, ids[1:], reduction="sum")
+    exact = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
+    return torch.nn.functional.cross_entropy(exact.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")

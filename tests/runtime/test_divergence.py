@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from kvtuner_core.runtime.divergence import Divergence, Reference, bootstrap, divergence
+from kvtuner_core.runtime import divergence as module
+from kvtuner_core.runtime.divergence import Divergence, Reference, bootstrap, divergence, divergences
 
 
 def _plain(p_logits, q_logits):
@@ -36,6 +37,45 @@ def test_sixteen_bit_logits_are_compared_in_float32():
     moved = (full.float() + 0.1 * torch.randn(4, 50)).to(torch.bfloat16)
     found = divergence(Reference.of(full, torch.full((4,), -1)), moved)
     np.testing.assert_allclose(found.kl, _plain(full, moved), rtol=1e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 8, 100])
+def test_policies_are_compared_together_as_each_alone(monkeypatch, rows):
+    generator = torch.Generator().manual_seed(0)
+    full, moved = torch.randn(4, 40, generator=generator), torch.randn(5, 4, 40, generator=generator)
+    reference = Reference.of(full, torch.tensor([3, -1, 0, 39]))
+    alone = [divergence(reference, own) for own in moved]
+    monkeypatch.setattr(module, "_CHUNK_VALUES", 40 * rows)
+    parts = module._moved(reference, moved)
+    assert [part.shape for part in parts] == [(5, 4)] * 4
+    for policies in (1, 3, 5):
+        found = divergences(reference, moved.flatten(0, 1), policies)
+        assert len(found) == policies
+        for index, one in enumerate(found):
+            np.testing.assert_allclose(one.kl, alone[index].kl, rtol=1e-5)
+            np.testing.assert_allclose(parts[0][index], alone[index].kl, rtol=1e-5)
+            np.testing.assert_array_equal(one.agrees, alone[index].agrees)
+            np.testing.assert_array_equal(parts[1][index], alone[index].agrees)
+            np.testing.assert_allclose(one.nll_change, alone[index].nll_change, rtol=1e-5)
+            np.testing.assert_array_equal(one.right, alone[index].right)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu_the_number_of_policies_changes_no_bit(monkeypatch, dtype):
+    generator = torch.Generator().manual_seed(0)
+    full, moved = torch.randn(24, 5000, generator=generator), torch.randn(7, 24, 5000, generator=generator)
+    reference = Reference.of(full.to("cuda", dtype), torch.arange(24, device="cuda") - 1)
+    logits = moved.to("cuda", dtype).flatten(0, 1)
+    monkeypatch.setattr(module, "_CHUNK_VALUES_CUDA", 3 * 24 * 5000)
+    whole = divergences(reference, logits, 7)
+    for policies in (1, 2, 3, 4, 6):
+        for one, other in zip(divergences(reference, logits, policies), whole, strict=False):
+            np.testing.assert_array_equal(one.kl, other.kl)
+            np.testing.assert_array_equal(one.nll_change, other.nll_change)
+    cpu = divergence(Reference.of(full.to(dtype), torch.arange(24) - 1), moved[6].to(dtype))
+    np.testing.assert_allclose(whole[6].kl, cpu.kl, rtol=1e-4)
 
 
 def test_nothing_moves_from_itself():

@@ -83,6 +83,25 @@ def test_simulated_equals_packed(case):
 
 
 @settings(max_examples=60, deadline=None)
+@given(case=cases(), draw=st.randoms(use_true_random=False), rotated=st.booleans())
+def test_sequences_with_widths_of_their_own_are_simulated_as_each_alone(case, draw, rotated):
+    x, options = case
+    del options["bits"]
+    x = torch.cat([x] * 4)
+    chosen = [[draw.choice([16, 8, 4, 3, 2]) for _ in range(x.shape[1])] for _ in range(len(x))]
+    for bits in (chosen, [row[:1] for row in chosen]):
+        widths = sorted({width for row in bits for width in row} - {16})
+        own_bits = op.RowBits(bits=torch.tensor(bits, dtype=torch.uint8)[..., None, None], widths=widths)
+        found = op.simulate_each(x, bits=own_bits, rotated=rotated, **options)
+        for sequence, row in enumerate(bits):
+            for head, width in enumerate(row):
+                own = x[[sequence]] if len(row) == 1 else x[[sequence], [head]][:, None]
+                expected = own if width == 16 else op.simulate(own, bits=width, rotated=rotated, **options)
+                place = found[[sequence]] if len(row) == 1 else found[[sequence], [head]][:, None]
+                assert torch.equal(place, expected)
+
+
+@settings(max_examples=60, deadline=None)
 @given(case=cases())
 def test_the_error_is_at_most_half_a_step_inside_the_stored_range(case):
     x, options = case
