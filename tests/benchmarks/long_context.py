@@ -76,13 +76,17 @@ def prompts(count: int, tokens: int) -> PromptSet:
 
 
 class _Scorer:
-    """Scores on a session, without a store."""
+    """Scores on a session, without a store; ``seconds`` is the time that this took."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self.seconds = 0.0
 
     def score_many(self, policies: Sequence[KVPolicy]) -> Generator[PolicyScore, None, None]:
-        yield from self._session.score_many(policies)
+        started = time.perf_counter()
+        scores = self._session.score_many(policies)
+        self.seconds += time.perf_counter() - started
+        yield from scores
 
 
 class LongContext:
@@ -145,13 +149,15 @@ class LongContext:
             geometry=session.layers,
         )
         started = time.perf_counter()
-        found: list[Candidate] = list(search.candidates(_Scorer(session)))
+        scorer = _Scorer(session)
+        found: list[Candidate] = list(search.candidates(scorer))
         seconds = time.perf_counter() - started
         scoring = sum(candidate.calibration.seconds for candidate in found)
         return {
             "seconds": seconds,
             "evaluations": len(found),
             "seconds_of_scoring": scoring,
+            "deciding_seconds": seconds - scorer.seconds,
             "seconds_per_evaluation": seconds / len(found),
             "together": session.together,
         }

@@ -1,19 +1,30 @@
 """Times one study on one worker and on several of the same machine: ``python -m tests.benchmarks.workers --json``.
 
-The workers are those of the app, one process per GPU. The model has random weights (`LARGE`, Llama's geometry with
-about a billion parameters) and is made here, so that nothing else is needed; its tokens are bytes. Each number of
-workers runs the study twice, each time into a new store; the second time every worker has read the prompts already.
+The workers are those of the app, one process per GPU. The model has random weights (`LARGE`: twelve layers of
+Llama-3.1-8B's geometry) and is made here, so that nothing else is needed; its tokens are bytes. A study is a sweep of
+all layers and pairs, a search of 200 policies on ten prompts of 16,384 + 128 tokens, and a short final evaluation, each
+time into a new store. With ``--rounds 2`` each number of workers runs it twice; the second time every worker has read
+the prompts already. The sweep's seconds hold the start of the workers and the loading of the model.
+
+Each part is told on stderr as it ends, and again when its study ends, with its measurements, the seconds that workers
+spent on them, and for the search those in which nothing was asked of them: the solver's own and the store's
+(``deciding_seconds``: the same search again, all scores stored). ``identical`` says whether the study found what the
+first one did, to the last bit (on a CPU, workers that share its cores have fewer threads, and last digits differ). The
+document is printed even where the run is cut short, by ``--seconds`` or by SIGTERM; ``complete`` is then false.
 """
 
 import argparse
 import json
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +32,7 @@ from pydantic import TypeAdapter
 
 from kvtuner_core.compute import DaskCompute
 from kvtuner_core.domain.model import DtypeChoice, ModelSpec
+from kvtuner_core.domain.runs import Progress
 from kvtuner_core.domain.study import Candidate, SearchResult, SearchSpec, SweepSpec
 from kvtuner_core.jobs import JobQueue
 from kvtuner_core.services.searching import SEARCH_STAGE, search
@@ -34,7 +46,8 @@ class Scale:
 
     Attributes:
         geometry: Fields of the model's config.
-        prompts: Calibration prompts; there are as many evaluation prompts.
+        prompts: Calibration prompts.
+        checks: Evaluation prompts.
         prefix: Tokens of each prompt that are quantised.
         suffix: Tokens of each that are scored.
         evaluations: Policies that the search scores.
@@ -43,6 +56,7 @@ class Scale:
 
     geometry: dict[str, int]
     prompts: int
+    checks: int
     prefix: int
     suffix: int
     evaluations: int
@@ -50,16 +64,18 @@ class Scale:
 
 
 LARGE = Scale(
-    geometry={"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
-    prompts=12,
-    prefix=8192,
-    suffix=256,
+    geometry={"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 12, "num_attention_heads": 32},
+    prompts=10,
+    checks=2,
+    prefix=16_384,
+    suffix=128,
     evaluations=200,
     dtype=DtypeChoice.BFLOAT16,
 )
 SMALL = Scale(
     geometry={"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4},
     prompts=2,
+    checks=2,
     prefix=256,
     suffix=32,
     evaluations=40,
@@ -89,24 +105,33 @@ def make_model(folder: Path, scale: Scale) -> int:
         tie_word_embeddings=False,
     )
     torch.manual_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = LlamaForCausalLM(config)
+    torch.set_default_dtype(getattr(torch, scale.dtype.value))
+    try:
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            model = LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2:
                 sharp = 2.0 if "q_proj" in name or "k_proj" in name else 1.0
                 parameter.normal_(0.0, sharp * parameter.shape[-1] ** -0.5)
-    model.to(getattr(torch, scale.dtype.value)).save_pretrained(folder)
+    model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
-    return sum(parameter.numel() for parameter in model.parameters())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    # The workers need the memory.
+    del model
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return parameters
 
 
-def make_prompts(path: Path, scale: Scale, *, seed: int) -> Path:
+def make_prompts(path: Path, scale: Scale, *, count: int, seed: int) -> Path:
     """Write texts of random words, one a prompt, a little longer than is read of them."""
     rng = random.Random(seed)
     words = ["".join(rng.choices("etaoinshrdlu", k=rng.randint(2, 9))) for _ in range(400)]
     size = scale.prefix + scale.suffix + 64
-    texts = (" ".join(rng.choices(words, k=size))[:size] for _ in range(scale.prompts))
+    texts = (" ".join(rng.choices(words, k=size))[:size] for _ in range(count))
     path.write_text("\n---\n".join(texts), encoding="utf-8")
     return path
 
@@ -115,42 +140,53 @@ def make_request(folder: Path, scale: Scale) -> SearchSpec:
     """The default search, on the model and prompts in a folder."""
     sweep = SweepSpec(
         model=ModelSpec(reference=str(folder / "model"), dtype=scale.dtype),
-        prompts=str(make_prompts(folder / "calibration.txt", scale, seed=1)),
+        prompts=str(make_prompts(folder / "calibration.txt", scale, count=scale.prompts, seed=1)),
         limit=scale.prompts,
         prefix_tokens=scale.prefix,
         suffix_tokens=scale.suffix,
+        scores=False,
     )
     return SearchSpec(
         sweep=sweep,
         evaluations=scale.evaluations,
-        evaluation_prompts=str(make_prompts(folder / "evaluation.txt", scale, seed=2)),
-        evaluation_limit=scale.prompts,
+        evaluation_prompts=str(make_prompts(folder / "evaluation.txt", scale, count=scale.checks, seed=2)),
+        evaluation_limit=scale.checks,
         evaluation_suffix_tokens=scale.suffix,
     )
 
 
-def run(compute: DaskCompute, folder: Path, request: SearchSpec) -> tuple[SearchResult, float, float]:
-    """One study into a new store, its seconds, and those of its search once all scores are stored: the solver's own."""
+def run(
+    compute: DaskCompute, folder: Path, request: SearchSpec, ended: Callable[[str, float], None]
+) -> tuple[SearchResult, float, float]:
+    """One study into a new store, its seconds, and those of its search once all scores are stored: the solver's own.
+
+    Each part is told to ``ended`` with its seconds.
+    """
     started = time.perf_counter()
     store = Store.open(None)
     workspace = Workspace(
         settings=Settings(home=folder, store_path=None), store=store, compute=compute, queue=JobQueue(store)
     )
     try:
-        result = to_the_end(search(workspace, request))
+        result = to_the_end(search(workspace, request), ended)
         seconds = time.perf_counter() - started
-        again = to_the_end(search(workspace, request))
+        again = to_the_end(search(workspace, request), lambda *_part: None)
         return result, seconds, dict(again.seconds)[SEARCH_STAGE]
     finally:
         workspace.queue.close()
         store.close()
 
 
-def to_the_end(steps: Generator[object, None, SearchResult]) -> SearchResult:
-    """Run a search; its result."""
+def to_the_end(steps: Generator[Progress, None, SearchResult], ended: Callable[[str, float], None]) -> SearchResult:
+    """Run a search; its result. Tells each part and its seconds when the next one begins."""
+    stage, began = "", time.perf_counter()
     try:
         while True:
-            next(steps)
+            progress = next(steps)
+            if progress.stage != stage:
+                if stage:
+                    ended(stage, time.perf_counter() - began)
+                stage, began = progress.stage, time.perf_counter()
     except StopIteration as finished:
         result: SearchResult = finished.value
         return result
@@ -202,37 +238,119 @@ def rows_of(result: SearchResult, *, seconds: float, deciding: float) -> Iterato
         yield row
 
 
-def measure(scale: Scale, counts: tuple[int, ...], rounds: int) -> dict[str, Any]:
-    """Run the study for each number of workers and compare what was found."""
-    rows: list[dict[str, Any]] = []
+class CutShortError(Exception):
+    """The time is over."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Report:
+    """What is known so far.
+
+    Attributes:
+        scale: How large the study is.
+        as_json: Whether it is printed as JSON, or as one line a row.
+        rows: One a part.
+        about: What else is worth saying.
+        study: Number of workers and of the round of the study under way.
+        parts: Parts of it that are done.
+        complete: Whether nothing was left out.
+        shown: Whether it was printed.
+    """
+
+    scale: Scale
+    as_json: bool
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
+    study: dict[str, Any] = field(default_factory=dict)
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    complete: bool = False
+    shown: bool = False
+
+    def begin(self, *, workers: int, number: int) -> None:
+        """A study begins."""
+        self.study = {"workers": workers, "round": number}
+
+    def ended(self, what: str, seconds: float) -> None:
+        """A part of the study is done; how it compares is known when all of it is."""
+        self.parts.append({**self.study, "what": what, "seconds": round(seconds, 3)})
+        print(self.parts[-1], file=sys.stderr, flush=True)
+
+    def end(self, rows: Iterable[dict[str, Any]], *, identical: bool) -> None:
+        """The study is done."""
+        self.parts.clear()
+        for row in rows:
+            self.rows.append({**self.study, **row, "identical": identical})
+            print(self.rows[-1], file=sys.stderr, flush=True)
+
+    def show(self) -> None:
+        """Print it, once."""
+        if self.shown:
+            return
+        self.shown = True
+        if self.as_json:
+            print(json.dumps(self.document(), indent=1), flush=True)
+            return
+        for row in self.document()["rows"]:
+            print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+
+    def document(self) -> dict[str, Any]:
+        """All of it, as JSON values."""
+        scale = self.scale
+        model = {**scale.geometry, "weights": "random", "dtype": str(scale.dtype)}
+        prompts = {"count": scale.prompts, "prefix_tokens": scale.prefix, "suffix_tokens": scale.suffix}
+        return {
+            "complete": self.complete,
+            **self.about,
+            "versions": {name: _version(name) for name in ("torch", "transformers", "distributed", "duckdb", "numpy")},
+            "python": sys.version.split()[0],
+            "model": model,
+            "prompts": prompts,
+            "cores": len(os.sched_getaffinity(0)),
+            "rows": _compared([*self.rows, *self.parts]),
+        }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def measure(report: Report, counts: tuple[int, ...], rounds: int) -> None:
+    """Run the study for each number of workers and compare what was found; the report grows.
+
+    Raises:
+        CutShortError: Once the time is over.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        parameters = make_model(folder / "model", scale)
-        request = make_request(folder, scale)
+        started = time.perf_counter()
+        report.about["parameters"] = make_model(folder / "model", report.scale)
+        report.about["making_seconds"] = round(time.perf_counter() - started, 3)
+        request = make_request(folder, report.scale)
+        report.about["strategy"] = str(request.strategy)
         first: bytes | None = None
         for workers in counts:
             compute = DaskCompute(cache_dir=folder, processes=workers)
             try:
                 for number in range(1, rounds + 1):
-                    result, seconds, deciding = run(compute, folder, request)
+                    report.begin(workers=workers, number=number)
+                    result, seconds, deciding = run(compute, folder, request, report.ended)
                     first = first or found(result)
                     identical = found(result) == first
-                    for row in rows_of(result, seconds=seconds, deciding=deciding):
-                        rows.append({"workers": workers, "round": number, **row, "identical": identical})
-                        print(rows[-1], file=sys.stderr, flush=True)
-                devices = [worker.device for worker in compute.workers()]
+                    report.about |= {
+                        "device": result.provenance.device,
+                        "workers": [worker.device for worker in compute.workers()],
+                    }
+                    report.end(rows_of(result, seconds=seconds, deciding=deciding), identical=identical)
+            except CutShortError:
+                # Closing takes its time, and there may be none.
+                report.show()
+                raise
             finally:
                 compute.close()
-    return {
-        "device": result.provenance.device,
-        "workers": devices,
-        "versions": dict(result.provenance.versions),
-        "model": {"parameters": parameters, **scale.geometry, "weights": "random", "dtype": result.provenance.dtype},
-        "prompts": {"count": scale.prompts, "prefix_tokens": scale.prefix, "suffix_tokens": scale.suffix},
-        "cores": len(os.sched_getaffinity(0)),
-        "strategy": str(request.strategy),
-        "rows": _compared(rows),
-    }
+    report.complete = True
 
 
 def _compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -246,6 +364,13 @@ def _compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def _cut(*_signal: object) -> None:
+    # Whatever comes after is only clearing up.
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise CutShortError
+
+
 def main() -> None:
     """Print JSON, or one line a row."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -253,13 +378,18 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of workers to compare")
     parser.add_argument("--small", action="store_true", help="a small model and short prompts, for a CPU")
     parser.add_argument("--rounds", type=int, default=2, help="studies for each of them, each into a new store")
+    parser.add_argument("--seconds", type=int, default=0, help="print what there is after so many seconds; 0: never")
     options = parser.parse_args()
-    report = measure(SMALL if options.small else LARGE, tuple(options.workers), options.rounds)
-    if options.json:
-        print(json.dumps(report, indent=1))
-        return
-    for row in report["rows"]:
-        print("  ".join(f"{name} {value}" for name, value in row.items()))
+    report = Report(scale=SMALL if options.small else LARGE, as_json=options.json)
+    signal.signal(signal.SIGTERM, _cut)
+    signal.signal(signal.SIGALRM, _cut)
+    signal.alarm(options.seconds)
+    try:
+        with suppress(CutShortError):
+            measure(report, tuple(options.workers), options.rounds)
+    finally:
+        signal.alarm(0)
+        report.show()
 
 
 if __name__ == "__main__":
