@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from kvtuner_core.domain.scores import ScoreName
 from kvtuner_core.domain.study import SweepResult
-from kvtuner_core.figures.style import BLUE, GREY, ORANGE, RED, TEAL, axis, layout
+from kvtuner_core.figures.style import BLUE, GREY, ORANGE, RED, TEAL, axis, decade_ticks, layout
 from kvtuner_core.tuning.score_rows import ScoreRow, score_rows, side_values, table_of
 
 LABELS = MappingProxyType(
@@ -82,11 +82,11 @@ class ScoresInfo:
                 "Rank correlation to KL": None if row.correlation is None else round(row.correlation, 3),
             }
             for pick in row.picks:
-                at = f"{pick.max_bits:.2f} bits"
-                cells[f"Effective bits within {at}"] = round(pick.effective_bits, 3)
-                cells[f"KL within {at}, calibration (nats)"] = pick.calibration.kl.mean
+                at = f"{pick.max_bits:.2f}"
+                cells[f"Bits at {at}"] = round(pick.effective_bits, 3)
+                cells[f"KL at {at}, calibration (nats)"] = pick.calibration.kl.mean
                 if pick.evaluation:
-                    cells[f"KL within {at}, evaluation (nats)"] = pick.evaluation.kl.mean
+                    cells[f"KL at {at}, evaluation (nats)"] = pick.evaluation.kl.mean
             rows.append(cells)
         return rows
 
@@ -138,9 +138,18 @@ def scores_figure(info: ScoresInfo, *, dark: bool = False, height: int = 400) ->
     figure.update_layout(
         **layout(dark=dark, height=height),
         xaxis=axis("Layer"),
-        yaxis=axis("Share of the score, log", log=True) | {"dtick": None},
+        yaxis=axis("Share of the score, log", log=True) | _ticks([value for share in info.shares for value in share]),
     )
     return figure
+
+
+def _ticks(values: list[float]) -> dict[str, Any]:
+    """Round numbers: shares often stay within a decade, of which Plotly would write every digit."""
+    positive = [value for value in values if value > 0]
+    if not positive:
+        return {}
+    ticks = decade_ticks(min(positive), max(positive))
+    return {"tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def correlations_figure(info: ScoresInfo, *, dark: bool = False, height: int = 400) -> go.Figure:

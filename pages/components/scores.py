@@ -43,7 +43,8 @@ def show(result: SweepResult) -> None:
 def _picks(info: figures.ScoresInfo, result: SweepResult) -> None:
     scores = result.scores
     picks = scores.picks if scores else ()
-    st.markdown("**What each score would pick**" if picks else "**What each score costs**")
+    title = "**What each score would pick** within so many effective bits" if picks else "**What each score costs**"
+    st.markdown(title)
     charts.table(info.pick_rows(), key="score-picks")
     probes = scores.errors.probes if scores else 0
     note = (

@@ -90,7 +90,7 @@ def constraints() -> Constraints:
 def _memory() -> MemoryBound | None:
     most, batch, context = st.columns(3)
     gib = most.number_input(
-        "GiB, at most (0: any)",
+        "Most GiB",
         0.0,
         100_000.0,
         0.0,
@@ -98,12 +98,10 @@ def _memory() -> MemoryBound | None:
         format="%.3f",
         key="max_gib",
         bind="query-params",
-        help="Of the whole cache at the batch and context beside it, windows and sinks included.",
+        help="Of the whole cache at the batch and tokens beside it, windows and sinks included. 0: any size.",
     )
-    sequences = batch.number_input("at batch", 1, 100_000, 1, key="bound_batch", bind="query-params")
-    tokens = context.number_input(
-        "and context, tokens", 1, 10_000_000, 8192, step=1024, key="bound_context", bind="query-params"
-    )
+    sequences = batch.number_input("Batch", 1, 100_000, 1, key="bound_batch", bind="query-params")
+    tokens = context.number_input("Tokens", 1, 10_000_000, 8192, step=1024, key="bound_context", bind="query-params")
     return MemoryBound(max_gib=float(gib), batch=int(sequences), context=int(tokens)) if gib else None
 
 

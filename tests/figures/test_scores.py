@@ -35,8 +35,8 @@ def test_rows_of_picks_or_of_costs_alone():
     assert costs[1]["Cost (s)"] == 1.9
     rows = figures.scores_info(replace(SWEPT, scores=picked(SWEPT))).pick_rows()
     assert len(rows) == 6
-    assert all(row["Effective bits within 4.50 bits"] <= 4.5 for row in rows)
-    assert all(row["KL within 4.50 bits, calibration (nats)"] > 0 for row in rows)
+    assert all(row["Bits at 4.50"] <= 4.5 for row in rows)
+    assert all(row["KL at 4.50, calibration (nats)"] > 0 for row in rows)
     assert not any("evaluation" in column for column in rows[0])
 
 

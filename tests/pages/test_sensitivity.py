@@ -44,9 +44,9 @@ def test_scores_are_shown_side_by_side_with_what_they_pick(store, open_page):
     assert not app.exception
     assert "Scores of layers, side by side" in [element.value for element in app.subheader]
     tables = [frame.value for frame in app.dataframe]
-    (picks,) = [frame for frame in tables if "Effective bits within 4.50 bits" in frame]
+    (picks,) = [frame for frame in tables if "Bits at 4.50" in frame]
     assert list(picks["Score"]) == list(figures.scores_info(swept).correlation_rows()[0])[1:]
-    assert (picks["Effective bits within 4.50 bits"] <= 4.5).all()
+    assert (picks["Bits at 4.50"] <= 4.5).all()
     assert any("Gradient norm, W_k" in frame for frame in tables)
 
 
