@@ -59,13 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILURE
     except KeyboardInterrupt:
         return _fail("Stopped. Everything finished so far is kept; the same command goes on from there.", INTERRUPTED)
-    except InputError as error:
-        return _fail(str(error), BAD_USAGE)
     except KVTunerError as error:
-        return _fail(str(error), FAILURE)
-    # The last resort: a person at a terminal gets a line, never a traceback.
-    except Exception as error:  # noqa: BLE001
-        return _fail(f"Unexpected failure, {type(error).__name__}: {error}", FAILURE)
+        return _fail(str(error), BAD_USAGE if isinstance(error, InputError) else FAILURE)
+    # The last resort: a person at a terminal gets a line, and a traceback only where asked for.
+    except Exception as error:
+        if sys.flags.dev_mode:
+            raise
+        return _fail(f"Unexpected failure, {type(error).__name__}: {error} (where: python -X dev)", FAILURE)
     return 0
 
 

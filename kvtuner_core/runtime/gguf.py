@@ -14,6 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
 from kvtuner_core.errors import ModelError
+from kvtuner_core.runtime.provenance import is_out_of_memory
 
 _VERSION = 1
 _WHOLE = 1 << 30
@@ -117,10 +118,10 @@ def _reading(path: Path, read: Callable[[], Any]) -> Any:
     try:
         with _no_progress_bar():
             return read()
-    except MemoryError:
-        raise
     # A damaged file can make the libraries below transformers raise anything, plain exceptions included.
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise ModelError(f"{path.name} is not a GGUF file that transformers can read: {reason}") from error
 

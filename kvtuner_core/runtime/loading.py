@@ -26,6 +26,7 @@ from kvtuner_core.domain.model import DeviceChoice, DtypeChoice, LayerGeometry, 
 from kvtuner_core.errors import ModelError
 from kvtuner_core.runtime.geometry import describe_config, layer_geometry, model_info
 from kvtuner_core.runtime.gguf import converted_folder, gguf_config
+from kvtuner_core.runtime.provenance import is_out_of_memory
 from kvtuner_core.runtime.references import ReferenceKind, ResolvedReference, bundled_model_path, resolve_reference
 
 __all__ = ["LoadedModel", "bundled_model_path", "choose_device", "describe", "filled_layers", "load", "quiet"]
@@ -196,10 +197,10 @@ def _reading(resolved: ResolvedReference, *, part: str = "model") -> Iterator[No
     """Turn what transformers raises into one line."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
     # The libraries below transformers (safetensors, tokenizers) raise plain exceptions at damaged files.
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         text = " ".join(str(error).split())[:240] or type(error).__name__
         if resolved.kind is ReferenceKind.HUB:
             raise ModelError(

@@ -61,6 +61,11 @@ def captured_memory(device: torch.device) -> int:
     return sum(int(segment["total_size"]) - int(segment["allocated_size"]) for segment in own)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the device or on the host, where torch says so in a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+
+
 def _own_version() -> str:
     project = Path(__file__).resolve().parents[2] / "pyproject.toml"
     if project.is_file():

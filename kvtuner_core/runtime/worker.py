@@ -32,7 +32,7 @@ from kvtuner_core.runtime.generation import generate
 from kvtuner_core.runtime.gradients import error_scores
 from kvtuner_core.runtime.loading import LoadedModel, load, quiet
 from kvtuner_core.runtime.profiling import LayerProfiler
-from kvtuner_core.runtime.provenance import device_memory, provenance
+from kvtuner_core.runtime.provenance import device_memory, is_out_of_memory, provenance
 from kvtuner_core.runtime.session import Session
 from kvtuner_core.runtime.weight_scores import weight_scores
 
@@ -167,7 +167,7 @@ class Runtime:
             yield
         except (RuntimeError, MemoryError) as error:
             # torch raises a plain RuntimeError where the CPU's memory is used up.
-            if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+            if not is_out_of_memory(error):
                 raise
             self.close()
             raise ComputeError(

@@ -121,6 +121,22 @@ def test_whatever_happens_there_is_no_traceback(cli, monkeypatch, error, code, m
     assert done.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(("options", "traced"), [((), False), (("-X", "dev", "-W", "ignore"), True)])
+def test_python_s_development_mode_shows_where_an_unexpected_failure_came_from(options, traced, tmp_path):
+    code = (
+        "from kvtuner_core.cli import main, stored\n"
+        "stored.models.list_models = None\n"
+        "raise SystemExit(main.main(['models']))"
+    )
+    environment = os.environ | {"KVTUNER_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, *options, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert ("Traceback" in done.stderr) is traced
+    assert ("python -X dev" in done.stderr) is not traced
+
+
 def test_what_libraries_print_stays_out_of_the_document(cli, monkeypatch):
     from kvtuner_core.cli import stored
 

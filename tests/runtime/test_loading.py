@@ -59,6 +59,16 @@ def test_damaged_files_are_one_clear_line(name, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_memory_that_runs_out_is_not_taken_for_a_damaged_file(error, folder, tmp_path, monkeypatch):
+    def fail(*_args, **_fields):
+        raise error
+
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(type(error)):
+        load(_spec(folder), cache_dir=tmp_path)
+
+
 def test_weights_that_are_not_there_are_never_made_up(tmp_path):
     folder = save_tiny(tmp_path / "tiny")
     text = (folder / "config.json").read_text()
