@@ -20,7 +20,7 @@ from kvtuner_core.domain.ports import StoppingScorer
 from kvtuner_core.domain.stopping import PartialScore
 from kvtuner_core.errors import InputError
 
-ROUND = 32
+ROUND = 16
 """Policies of a round at most: of a solver that asks for all of its policies at once the first have no bar."""
 
 
