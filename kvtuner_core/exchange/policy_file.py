@@ -127,4 +127,6 @@ def _rule(problem: ErrorDetails) -> str:
     if problem["type"] == "extra_forbidden":
         return "is not a key of this format. Remove it."
     message = one_line(problem["msg"]).removeprefix("Input ")
+    if problem["type"] == "int_parsing_size":
+        message = "should be a whole number of at most 20 digits"
     return f"{message}; got {shown(problem['input'])}. Correct it."

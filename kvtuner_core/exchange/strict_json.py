@@ -63,9 +63,7 @@ def read_text(data: str | bytes, *, what: str, limit: int) -> str:
         PolicyError: If it is larger, or not UTF-8.
     """
     if len(data) > limit:
-        raise PolicyError(
-            f"{what} may have at most {limit // 1024} KiB; got {len(data) // 1024} KiB. Use another file."
-        )
+        raise PolicyError(f"{what} may have at most {limit // 1024} KiB; this one has more. Use another file.")
     if isinstance(data, str):
         return data.removeprefix("\ufeff")
     try:

@@ -89,7 +89,7 @@ def show_stopped(record: RunRecord) -> None:
     """A run that ended before it was finished: why, and a button to resume it."""
     with st.container(border=True):
         _head(record)
-        if record.total:
+        if record.done:
             st.caption(plain(f"Stopped in {record.stage} at {record.done:,} of {record.total:,}; all of it is stored."))
         if record.error:
             failures.show(record.error)

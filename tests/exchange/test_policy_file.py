@@ -102,6 +102,7 @@ _CASES = [
     (["model", "geometry", 2, "key_dim"], 48, "must divide head_dim"),
     (["model", "geometry", 2, "key_dim"], 0, "greater than or equal to 1"),
     (["model", "geometry", 2, "kv_heads"], 10**30, "more than 20 digits"),
+    (["layers", 0, "key_bits"], 10**400, "whole number of at most 20 digits; got a number of more"),
     (["scheme", "group_size"], 1, "group_size must be a whole number from 2"),
     (["scheme", "key_granularity"], "row", "scheme.key_granularity"),
     (["scheme", "symmetric"], 1, "scheme.symmetric"),
