@@ -111,9 +111,10 @@ class Spread:
             self._waiting.appendleft(back)
 
     def _fill(self) -> None:
-        # What waits at hand of one worker would be missing when another has looked at its model.
-        looking = any(None in lane.at_hand.values() for lane in self._lanes.values())
-        for count in range(1 if looking else AT_HAND):
+        for count in range(AT_HAND):
+            # What waits at hand of one worker would be missing when another has looked at its model.
+            if count and any(None in lane.at_hand.values() for lane in self._lanes.values()):
+                return
             for lane in self._lanes.values():
                 if len(lane.at_hand) == count:
                     self._give(lane)
