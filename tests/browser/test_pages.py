@@ -3,6 +3,7 @@
 import pytest
 
 from tests.browser.conftest import STUDY
+from tests.browser.screen import WAIT
 
 pytestmark = pytest.mark.browser
 
@@ -36,6 +37,19 @@ def test_charts_are_drawn_in_the_dark_too(browser, server, path):
     ground = screen.page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
     assert sum(int(part) for part in ground.strip("rgba()").split(",")[:3]) < 200
     context.close()
+
+
+def test_the_menu_turns_the_dark_on_and_labels_in_charts_follow_at_once(screen):
+    screen.open("tradeoffs", run=STUDY)
+    labels = "() => getComputedStyle(document.querySelector('.js-plotly-plot .scatterlayer text')).fill"
+    screen.page.wait_for_selector(".js-plotly-plot .scatterlayer text", state="attached")
+    light = screen.page.evaluate(labels)
+    screen.page.get_by_test_id("stMainMenu").get_by_role("button").click()
+    screen.page.locator("[data-testid=stMainMenuPopover] button").filter(has_text="Dark").click()
+    screen.page.wait_for_function(f"before => ({labels})() !== before", arg=light, timeout=WAIT)
+    dark = screen.page.evaluate(labels)
+    assert min(int(part) for part in dark.strip("rgb()").split(",")) > 200
+    screen.check()
 
 
 def test_every_page_is_reached_from_the_frame(screen):
