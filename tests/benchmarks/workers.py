@@ -202,7 +202,12 @@ def found(result: SearchResult) -> bytes:
         candidates=_untimed(result.candidates),
         front=_untimed(result.front),
         baselines=_untimed(result.baselines),
-        sweep=replace(result.sweep, seconds=0.0, provenance=replace(result.sweep.provenance, created="", device="")),
+        sweep=replace(
+            result.sweep,
+            seconds=0.0,
+            provenance=replace(result.sweep.provenance, created="", device=""),
+            profiles=tuple(replace(one, kl_seconds=0.0, local_seconds=0.0) for one in result.sweep.profiles),
+        ),
     )
     return TypeAdapter(SearchResult).dump_json(bare)
 
