@@ -194,20 +194,18 @@ def to_the_end(steps: Generator[Progress, None, SearchResult], ended: Callable[[
 
 def found(result: SearchResult) -> bytes:
     """Everything that a study found, as bytes, without times and where it ran."""
+    unknown = {"created": "", "device": ""}
+    where = replace(result.sweep.provenance, **unknown)
+    profiles = tuple(replace(one, kl_seconds=0.0, local_seconds=0.0) for one in result.sweep.profiles)
     bare = replace(
         result,
         run="",
-        provenance=replace(result.provenance, created="", device=""),
+        provenance=replace(result.provenance, **unknown),
         seconds=(),
         candidates=_untimed(result.candidates),
         front=_untimed(result.front),
         baselines=_untimed(result.baselines),
-        sweep=replace(
-            result.sweep,
-            seconds=0.0,
-            provenance=replace(result.sweep.provenance, created="", device=""),
-            profiles=tuple(replace(one, kl_seconds=0.0, local_seconds=0.0) for one in result.sweep.profiles),
-        ),
+        sweep=replace(result.sweep, seconds=0.0, provenance=where, profiles=profiles),
     )
     return TypeAdapter(SearchResult).dump_json(bare)
 
@@ -379,7 +377,7 @@ def _cut(*_signal: object) -> None:
 def main() -> None:
     """Print JSON, or one line a row."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of workers to compare")
     parser.add_argument("--small", action="store_true", help="a small model and short prompts, for a CPU")
     parser.add_argument("--rounds", type=int, default=2, help="studies for each of them, each into a new store")
