@@ -15,6 +15,7 @@ class SpeedOrigin:
         date: Day of the measurement, ISO 8601.
         command: What prints the table again on such a GPU.
         copy_gb_per_s: Device-to-device copy of the same run, bytes read and written, GB/s.
+        note: What a reader of the table must know beside it, in sentences.
     """
 
     device: str
@@ -22,6 +23,7 @@ class SpeedOrigin:
     date: str
     command: str
     copy_gb_per_s: float
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

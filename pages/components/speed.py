@@ -137,6 +137,8 @@ def _more(found: MeasuredSpeed) -> None:
             for row in found.caches
         ]
         charts.table(caches, key="speed-caches")
+        for origin in filter(lambda one: one.note, (found.largest_origin, found.caches_origin)):
+            st.caption(origin.note)
 
 
 def _where(origin: SpeedOrigin) -> str:

@@ -87,6 +87,7 @@ def origin(result: dict[str, Any], name: str) -> SpeedOrigin:
         date=result["date"],
         command=COMMANDS[name],
         copy_gb_per_s=result["copy_gb_per_s"],
+        note=result.get("note", ""),
     )
 
 
