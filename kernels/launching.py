@@ -41,7 +41,8 @@ class Launcher:
             constants: Its compile-time arguments.
             options: Triton's: ``num_warps``, ``launch_pdl`` and such.
         """
-        if not args[0].is_cuda:
+        # On AMD's cards the size of a tensor's storage chooses, too.
+        if not args[0].is_cuda or torch.version.hip:
             self._kernel[grid](*args, **constants, **options)
             return
         key = (driver.active.get_current_device(), *map(_kind, args), *constants.values(), *options.items())
@@ -59,10 +60,11 @@ class Launcher:
 
 
 def _kind(argument: Any) -> object:
-    """What may choose a variant: of a tensor, its dtype and alignment; of an integer, its value."""
+    """What may choose a variant: of a tensor, its dtype and alignment; of an integer, its value, and that it is one."""
     if isinstance(argument, Tensor):
         return argument.dtype, argument.data_ptr() % 16 == 0
-    return float if isinstance(argument, float) else argument
+    # A truth value equals 1 or 0 in a key, yet is another type to Triton.
+    return type(argument) if isinstance(argument, float | bool) else argument
 
 
 @cache

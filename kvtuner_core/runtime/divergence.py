@@ -11,6 +11,7 @@ from kvtuner_core.domain.metrics import Interval
 
 _CHUNK_VALUES = 1 << 18
 _CHUNK_VALUES_CUDA = 1 << 26
+_ALIGNED_VALUES = 8
 _RESAMPLES = 2000
 _LARGEST_EXPONENT = 40.0
 
@@ -119,14 +120,30 @@ def _moved(reference: Reference, logits: Tensor) -> tuple[Tensor, ...]:
     parts = [slice(start, start + rows) for start in range(0, count, rows)]
     # The processor's cache holds a chunk and these two; new tensors for each step would cost more than the sums.
     exact = torch.promote_types(logits.dtype, torch.float32)
-    scratch = torch.empty((2, policies * min(rows, count) * vocabulary), dtype=exact, device=logits.device)
+    length = policies * min(rows, count) * _stride(vocabulary, logits.device)
+    scratch = torch.empty((2, length), dtype=exact, device=logits.device)
     found = [_compare(reference, logits[:, part], part, scratch) for part in parts]
     return tuple(torch.cat(column, dim=1) for column in zip(*found, strict=True))
 
 
+def _stride(vocabulary: int, device: torch.device) -> int:
+    """Values from one row of scratch to the next: on a GPU every row begins at an aligned address.
+
+    There the order in which a row is summed depends on its alignment, and so would a score on its policy's place.
+    """
+    return vocabulary if device.type == "cpu" else -(-vocabulary // _ALIGNED_VALUES) * _ALIGNED_VALUES
+
+
+def _rows_of(scratch: Tensor, like: Tensor) -> Tensor:
+    """Scratch of the shape of ``like`` ``[policies, rows, V]``."""
+    policies, rows, vocabulary = like.shape
+    stride = _stride(vocabulary, like.device)
+    return scratch[: policies * rows * stride].view(policies, rows, stride)[..., :vocabulary]
+
+
 def _compare(reference: Reference, logits: Tensor, part: slice, scratch: Tensor) -> tuple[Tensor, ...]:
     """KL, agreement, change of the label's likelihood, and whether the label is likeliest, of some rows."""
-    first, second = (one[: logits.numel()].view(logits.shape) for one in scratch)
+    first, second = (_rows_of(one, logits) for one in scratch)
     log_p = reference.logits[part]
     if not reference.normalised:
         log_p = log_p.to(scratch.dtype)
@@ -166,7 +183,7 @@ def _kl_without_waiting(log_p: Tensor, difference: Tensor, scratch: Tensor) -> T
     """`_kl` that chooses row by row on the GPU, which is not asked for an answer in between."""
     far = difference.amin(-1) < -_LARGEST_EXPONENT
     weights = log_p.exp()
-    plain = (weights * difference).sum(-1).clamp_(min=0)
+    plain = torch.mul(weights, difference, out=scratch).sum(-1).clamp_(min=0)
     terms = torch.neg(difference, out=scratch).expm1_().add_(difference).mul_(weights)
     return torch.where(far, plain, terms.sum(-1))
 

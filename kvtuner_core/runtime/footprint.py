@@ -57,6 +57,8 @@ class MemoryPlan:
         weights_bytes: Most bytes of attention weights that the local errors of a layer keep, and that
             one chunk of them may take.
         graph_bytes: Bytes that the captured layers of a batch may hold; 0 where nothing is to be captured.
+        graph_batches: Batches whose captured layers have room beside all that is kept.
+        pass_bytes: Bytes that one pass takes while it runs.
         needed: Bytes in all on the device, by what they are for.
         free: Bytes that were free on the device.
     """
@@ -68,6 +70,8 @@ class MemoryPlan:
     bank_bytes: int
     weights_bytes: int
     graph_bytes: int
+    graph_batches: int
+    pass_bytes: int
     needed: tuple[tuple[str, int], ...]
     free: int
 
@@ -92,8 +96,8 @@ def plan_memory(loaded: LoadedModel, prompts: Sequence[CutPrompt], scheme: Quant
     share = int(_BANK_SHARE[loaded.device.type] * free)
     for storage, bank in ((Storage.VALUES, sizes.values), (Storage.CODES, sizes.codes)):
         if sizes.exact + bank <= room and bank <= share:
-            graphs = sizes.graphs if sizes.exact + bank + sizes.graphs <= room else 0
-            return sizes.plan(storage=storage, on_host=False, bank=bank, graphs=graphs, free=free)
+            batches = (room - sizes.exact - bank) // sizes.graphs if sizes.graphs else 0
+            return sizes.plan(storage=storage, on_host=False, bank=bank, graph_batches=batches, free=free)
     if loaded.device.type == "cuda" and sizes.exact > room // 2:
         # The bus is slower than dequantising, so the codes are what stays.
         host = int(_USABLE * psutil.virtual_memory().available)
@@ -147,14 +151,15 @@ class _Sizes:
             + 2 * batch * max(per_layer),
         )
 
-    def plan(self, *, storage: Storage, on_host: bool, bank: int, free: int, graphs: int = 0) -> MemoryPlan:
+    def plan(self, *, storage: Storage, on_host: bool, bank: int, free: int, graph_batches: int = 0) -> MemoryPlan:
+        graphs = self.graphs if graph_batches else 0
         needed = (
             ("predictions and activations", self.fixed),
             ("one pass", self.working),
             ("attention weights of one layer", self.weights),
             ("exact prefixes", 0 if on_host else self.exact),
             ("quantised prefixes", bank),
-            ("captured layers", graphs),
+            ("captured layers of one batch", graphs),
         )
         return MemoryPlan(
             pass_rows=self.pass_rows,
@@ -164,6 +169,8 @@ class _Sizes:
             bank_bytes=bank,
             weights_bytes=self.weights,
             graph_bytes=graphs,
+            graph_batches=graph_batches,
+            pass_bytes=self.working,
             needed=needed,
             free=free,
         )

@@ -5,10 +5,13 @@ that was called some times is captured: its hidden states, and which width each 
 tensors that stay where they are, and the one graph is right for every pass of the batch. What else
 the model hands to its layers (positions, the rotary embedding) depends on the batch alone, which is
 checked. A captured layer must give the very bits that it gave when it was called; where it does not,
-where it cannot be captured, or where there is no memory for it, layers go on being called.
+where it waits for the GPU or cannot be captured, where the model keeps what earlier layers gave, or
+where there is no memory for it, layers go on being called.
 """
 
 import contextlib
+import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -45,6 +48,7 @@ class LayerGraphs:
     _hidden: Tensor | None = None
     _calls: Counter[_Key] = field(default_factory=Counter)
     _given: dict[int, tuple[list[Any], Any]] = field(default_factory=dict)
+    _outputs: dict[int, "weakref.ref[Any]"] = field(default_factory=dict)
     _graphs: dict[_Key, torch.cuda.CUDAGraph] = field(default_factory=dict)
     _pool: Any = None
     _stream: torch.cuda.Stream | None = None
@@ -98,9 +102,12 @@ class LayerGraphs:
                     self._hidden.copy_(hidden_states)
                 graph.replay()
                 return self._hidden
-            output = forward(hidden_states, *args, **kwargs)
+            self._look_for_kept(index, hidden_states)
+            output = self._called(key, lambda: forward(hidden_states, *args, **kwargs), hidden_states.is_cuda)
             self._calls[key] += 1
             self._check(index, (args, kwargs))
+            if isinstance(output, Tensor):
+                self._outputs[index] = weakref.ref(output)
             if self._calls[key] > _CALLS and self.why_eager is None:
                 # What a graph reads must stay: the tensors of the first pass are kept, those of this one are not.
                 kept_args, kept_kwargs = tree_unflatten(*self._given[index])
@@ -108,6 +115,27 @@ class LayerGraphs:
             return output
 
         return step
+
+    def _called(self, key: _Key, call: Callable[[], Any], on_gpu: bool) -> Any:
+        """What a layer gives; before it is captured it shows that it does not wait for the GPU.
+
+        A capture must not wait, and one that fails on the way leaves torch's allocator believing that it goes on.
+        """
+        if self._calls[key] != _CALLS or self.why_eager is not None or not on_gpu:
+            return call()
+        try:
+            with _no_waiting():
+                return call()
+        except RuntimeError as error:
+            self._give_up(_line(error))
+        return call()
+
+    def _look_for_kept(self, index: int, hidden: Tensor) -> None:
+        """Outputs share one tensor once layers are captured, so a model must have let go of those before the last."""
+        earlier = self._outputs.get(index - 2)
+        kept = None if earlier is None else earlier()
+        if self.why_eager is None and kept is not None and kept is not hidden:
+            self._give_up("it keeps what earlier layers gave")
 
     def _check(self, index: int, given: Any) -> None:
         """Whatever a layer is given beside its hidden states is the same in every pass."""
@@ -127,7 +155,7 @@ class LayerGraphs:
             self._graphs[key] = graph
         # Whatever a model does that a graph cannot hold comes as another kind of RuntimeError.
         except (RuntimeError, TypeError) as error:
-            self._give_up(" ".join(str(error).split())[:160])
+            self._give_up(_line(error))
 
     def _reserve(self, hidden: Tensor) -> None:
         if self._hidden is not None:
@@ -153,10 +181,19 @@ class LayerGraphs:
             try:
                 static.copy_(call(static))
             finally:
-                graph.capture_end()
+                self._end(graph, hidden.device)
         torch.cuda.current_stream(hidden.device).wait_stream(stream)
         graph.replay()
         return graph
+
+    def _end(self, graph: torch.cuda.CUDAGraph, device: torch.device) -> None:
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            # Before 2.12 torch forgets to say so to its allocator, which would refuse to free anything from then on.
+            with contextlib.suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(device.index, self._pool)
+            raise
 
     def _give_up(self, why: str) -> None:
         self.why_eager = why
@@ -167,6 +204,28 @@ class LayerGraphs:
         self._graphs.clear()
         if self._pool is not None:
             self._pool = torch.cuda.graph_pool_handle()
+
+
+@contextlib.contextmanager
+def _no_waiting() -> Iterator[None]:
+    """Whatever waits for the GPU raises a RuntimeError during the block."""
+    before = torch.cuda.get_sync_debug_mode()
+    _set_waiting("error")
+    try:
+        yield
+    finally:
+        _set_waiting(before)
+
+
+def _set_waiting(mode: int | str) -> None:
+    with warnings.catch_warnings():
+        # torch warns that it does not notice everything that waits.
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -92,6 +92,7 @@ class Session:
             max_positions=loaded.info.max_positions,
         )
         self.plan = plan_memory(loaded, self.prompts, spec.scheme)
+        self._graph_batches = self.plan.graph_batches
         self._replayer = Replayer.of(loaded.model)
         most, vocabulary = self.plan.batch_tokens, loaded.info.vocabulary
         groups = list(batches(self.prompts, device=loaded.device, vocabulary=vocabulary, most_tokens=most))
@@ -272,9 +273,11 @@ class Session:
         """For layers that may be captured: each keeps a cache of its own, and policies choose among stacked ones."""
         layers = self._replayer.layers
         own = layers is not None and len(layers) == len(self.layers) and sorted(captured) == list(range(len(layers)))
-        if self.loaded.device.type != "cuda" or not (own and self.plan.graph_bytes and banked[0].bank.stacked):
+        if self.loaded.device.type != "cuda" or not (own and self._graph_batches and banked[0].bank.stacked):
             return None
-        return LayerGraphs(room=self.plan.graph_bytes)
+        self._graph_batches -= 1
+        # What a pass takes beside its layers must stay free, too.
+        return LayerGraphs(room=self.plan.graph_bytes + self.plan.pass_bytes)
 
     def _can_skip(self, batch: Batch, banked: list[Banked], reference: Reference, outputs: list[object]) -> bool:
         """Whether starting at the middle layer gives the very same logits."""

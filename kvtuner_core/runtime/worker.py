@@ -80,8 +80,7 @@ class Runtime:
             self._profiler = None
             self._loaded = None
             self._spec = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _give_memory_back()
 
     def _dispatch(self, task: Task, emit: Emit | None, cancelled: Callable[[], bool] | None) -> Answer:
         match task:
@@ -146,9 +145,11 @@ class Runtime:
         if key in self._sessions:
             self._sessions.move_to_end(key)
             return self._sessions[key]
-        while len(self._sessions) >= _SESSIONS:
+        if len(self._sessions) >= _SESSIONS:
             self._sessions.popitem(last=False)
             self._profiler = None
+            # What its captured layers held counts as theirs until then, and the next session would be planned without.
+            _give_memory_back()
         session = Session(loaded, key)
         self._sessions[key] = session
         return session
@@ -174,3 +175,8 @@ class Runtime:
                 "The device ran out of memory. Use fewer prompts, a lower prefix_tokens or max_new_tokens, "
                 "a smaller dtype, or a smaller model."
             ) from error
+
+
+def _give_memory_back() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from kernels.launching import Launcher, launches_early, processors
+from kernels.launching import Launcher, _kind, launches_early, processors
 
 
 @dataclass
@@ -31,6 +31,22 @@ def test_calls_off_a_gpu_are_passed_on_as_they_are() -> None:
 def test_a_processor_without_a_gpu() -> None:
     assert processors(torch.device("cpu")) == 1
     assert not launches_early(torch.device("cpu"))
+
+
+def test_what_is_one_kind_here_is_one_variant_to_triton() -> None:
+    from triton._C.libtriton import native_specialize_impl
+    from triton.backends.nvidia.compiler import CUDABackend
+
+    arguments: list[Any] = [0, 1, 2, 3, 15, 16, 17, 32, -1, -16, 2**31 - 1, 2**31, 2**31 + 16, 2**32, 2**63 - 1]
+    arguments += [True, False, 0.0, 0.5, 1.0, 16.0, None, (1, 16), (1, 17), (2, 3), (2, 16), (1,), (16,)]
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.int64, torch.uint8, torch.bool):
+        x = torch.zeros(64, dtype=dtype)
+        arguments += [x, x[1:], x[4:], x[8:], x[16:], x[17:], x[:0], torch.nn.Parameter(x, requires_grad=False)]
+    variants: dict[object, set[object]] = {}
+    for one in arguments:
+        variants.setdefault(_kind(one), set()).add(native_specialize_impl(CUDABackend, one, False, True, True))
+    assert {kind: found for kind, found in variants.items() if len(found) > 1} == {}
+    assert len(variants) < len(arguments)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -78,6 +78,49 @@ def test_on_a_gpu_the_number_of_policies_changes_no_bit(monkeypatch, dtype):
     np.testing.assert_allclose(whole[6].kl, cpu.kl, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kl", [module._kl, module._kl_without_waiting])
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_rows_of_scratch_may_lie_apart(monkeypatch, rows, kl):
+    generator = torch.Generator().manual_seed(0)
+    full, moved = torch.randn(7, 45, generator=generator), torch.randn(5, 7, 45, generator=generator)
+    moved[1] *= 100
+    reference = Reference.of(full, torch.arange(7) - 1)
+    monkeypatch.setattr(module, "_CHUNK_VALUES", 5 * 45 * rows)
+    monkeypatch.setattr(module, "_kl", kl)
+    close = module._moved(reference, moved)
+    monkeypatch.setattr(module, "_stride", lambda vocabulary, _device: vocabulary + 3)
+    apart = module._moved(reference, moved)
+    for one, other in zip(close, apart, strict=True):
+        np.testing.assert_allclose(one.double(), other.double(), rtol=1e-6)
+    np.testing.assert_allclose(apart[0].flatten(), _plain(full, moved).flatten(), rtol=2e-3)
+
+
+def test_rows_of_scratch_begin_at_aligned_addresses_on_a_gpu():
+    like, scratch = torch.empty((3, 5, 50257), device="meta"), torch.empty(10**6, device="meta")
+    rows = module._rows_of(scratch, like)
+    assert rows.shape == like.shape
+    assert all(step * rows.itemsize % 32 == 0 for step in rows.stride()[:2])
+    assert module._rows_of(torch.empty(10**6), torch.empty((3, 5, 45))).is_contiguous()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("vocabulary", [5001, 50257])
+@pytest.mark.parametrize("count", [24, 23])
+def test_on_a_gpu_the_place_of_a_policy_changes_no_bit(monkeypatch, vocabulary, count):
+    generator = torch.Generator().manual_seed(0)
+    full = torch.randn(count, vocabulary, generator=generator)
+    moved = torch.randn(5, count, vocabulary, generator=generator)
+    moved[1, ::3] *= 50
+    reference = Reference.of(full.cuda(), torch.arange(count, device="cuda") - 1)
+    monkeypatch.setattr(module, "_CHUNK_VALUES_CUDA", 5 * 9 * vocabulary)
+    first = divergences(reference, moved.cuda().flatten(0, 1), 5)
+    again = divergences(reference, moved.roll(2, 0).cuda().flatten(0, 1), 5)
+    for one, other in zip(first, again[2:] + again[:2], strict=True):
+        np.testing.assert_array_equal(one.kl, other.kl)
+        np.testing.assert_array_equal(one.nll_change, other.nll_change)
+
+
 def test_nothing_moves_from_itself():
     logits = torch.tensor([[0.0, 2.0, 1.0], [0.0, 1.0, 2.0], [3.0, 0.0, 0.0]])
     none = Divergence.none(Reference.of(logits, torch.tensor([2, -1, 0])))

@@ -35,6 +35,24 @@ def test_what_fits_is_kept_as_values(monkeypatch):
     assert sum(size for _, size in plan.needed) <= plan.free
 
 
+def test_layers_of_as_many_batches_are_captured_as_have_room_beside_what_is_kept(monkeypatch):
+    prompts = _prompts(4, 512)
+    plans = [_plan(monkeypatch, prompts, free=free * GIB) for free in (2, 3, 8, 16)]
+    assert [plan.storage for plan in plans] == [Storage.VALUES] * 4
+    counts = [plan.graph_batches for plan in plans]
+    assert counts[0] == plans[0].graph_bytes == 0
+    assert 0 < counts[1] < counts[2] < counts[3]
+    for plan in plans[1:]:
+        kept = sum(size for name, size in plan.needed if "captured" not in name)
+        assert (
+            kept + plan.graph_batches * plan.graph_bytes
+            <= 0.9 * plan.free
+            < kept + (plan.graph_batches + 1) * plan.graph_bytes
+        )
+        assert plan.pass_bytes == dict(plan.needed)["one pass"]
+    assert _plan(monkeypatch, prompts, free=16 * GIB, device="cpu").graph_batches == 0
+
+
 def test_less_room_keeps_codes_then_spills_the_exact_prefixes_then_drops_and_only_then_refuses(monkeypatch):
     # 32,768 prompts' tokens of 3 x 2 x 32 float64 scalars: 1.5 KiB a token.
     prompts = _prompts(64, 32_768)

@@ -12,11 +12,13 @@ from kvtuner_core.domain.precision import PrecisionPair, candidate_pairs
 from kvtuner_core.domain.scheme import QuantScheme
 from kvtuner_core.runtime import layer_graphs, session
 from kvtuner_core.runtime.chosen import Choices
+from kvtuner_core.runtime.head import final_states
+from kvtuner_core.runtime.interception import decoder_layers
 from kvtuner_core.runtime.layer_graphs import LayerGraphs
 from kvtuner_core.runtime.loading import LoadedModel
 from kvtuner_core.runtime.profiling import profile_layer
 from kvtuner_core.runtime.session import Session
-from tests.fakes.models import tiny_model
+from tests.fakes.models import FAMILIES, tiny_model
 from tests.runtime.test_session import make_loaded, make_spec
 
 
@@ -55,6 +57,28 @@ def _no_graphs():
     raise RuntimeError("no graphs  here")
 
 
+class _Invalidated:
+    def capture_end(self):
+        raise RuntimeError("invalidated")
+
+
+@pytest.mark.parametrize("forgotten", [True, False])
+def test_a_capture_that_fails_is_over_for_the_allocator_too(monkeypatch, forgotten):
+    ended = []
+
+    def end(device, pool):
+        ended.append((device, pool))
+        if not forgotten:
+            raise RuntimeError("not currently recording")
+
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    graphs = LayerGraphs(room=0)
+    graphs._pool = (0, 7)
+    with pytest.raises(RuntimeError, match="invalidated"):
+        graphs._end(_Invalidated(), torch.device("cuda", 1))
+    assert ended == [(1, (0, 7))]
+
+
 def test_layers_that_are_given_other_things_are_not_captured():
     layers = nn.ModuleList([_Layer() for _ in range(3)])
     graphs = LayerGraphs(room=0)
@@ -64,6 +88,35 @@ def test_layers_that_are_given_other_things_are_not_captured():
     assert graphs.why_eager is None
     assert _pass(graphs, layers, torch.full((2,), 2.0)).tolist() == [6, 6]
     assert "other things" in graphs.why_eager
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_model_that_keeps_what_earlier_layers_gave_is_not_captured(keeps):
+    # Captured layers write into one tensor, so the sum below would be of the last layer's output, twice.
+    layers = nn.ModuleList([_Layer() for _ in range(3)])
+    graphs = LayerGraphs(room=0)
+    graphs.begin(_choices(["K2V2"] * 3))
+    hidden, kept = torch.zeros(2), []
+    with graphs.instead_of(layers, 0):
+        for layer in layers:
+            hidden = layer(hidden, positions=torch.ones(2))
+            kept += [hidden] if keeps else []
+    assert (graphs.why_eager is None) == (not keeps)
+    assert not keeps or "keeps" in graphs.why_eager
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models_keep_nothing_and_give_their_layers_the_same_in_every_pass(family):
+    model = tiny_model(family)
+    graphs, generator = LayerGraphs(room=0), torch.Generator().manual_seed(0)
+    graphs.begin(_choices(["K2V2"] * 3))
+    ids = torch.randint(0, 256, (2, 30), generator=generator)
+    for _ in range(2):
+        with torch.inference_mode(), graphs.instead_of(decoder_layers(model), 0):
+            found = final_states(model, input_ids=ids)
+    assert graphs.why_eager is None
+    with torch.inference_mode():
+        assert torch.equal(found, final_states(model, input_ids=ids))
 
 
 def test_without_room_nothing_is_captured(monkeypatch):
@@ -116,6 +169,38 @@ def _same_profiles(one, other):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_layers_that_wait_for_the_gpu_are_called_and_memory_can_still_be_given_back(monkeypatch):
+    loaded = _on_gpu("llama", torch.bfloat16)
+    mlp = loaded.model.model.layers[1].mlp
+    own = mlp.forward
+    monkeypatch.setattr(mlp, "forward", lambda x: (x.sum().item(), own(x))[1])
+    scheme = SCHEMES["kivi"]
+    policies = _random(scheme, 4)
+    captured = Session(loaded, make_spec(scheme))
+    expected = _without_time(captured.score_many(policies))
+    for _ in range(4):
+        assert _without_time(captured.score_many(policies)) == expected
+    assert "synchroniz" in captured.prepared[0].graphs.why_eager
+    torch.cuda.empty_cache()
+    assert torch.cuda.get_sync_debug_mode() == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_score_does_not_depend_on_its_place_among_rows_that_are_not_aligned(dtype):
+    scheme = SCHEMES["per-token"]
+    loaded = make_loaded(tiny_model("llama", vocab_size=261))
+    loaded = replace(loaded, model=loaded.model.to("cuda", dtype), device=torch.device("cuda", 0), dtype=dtype)
+    captured = Session(loaded, make_spec(scheme))
+    policies = _random(scheme, 7)
+    expected = _without_time(captured.score_many(policies))
+    assert _without_time(captured.score_many(policies[::-1])) == expected[::-1]
+    assert _without_time(captured.score_many(policies[3:4])) == expected[3:4]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES.keys())
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3", "gemma2", "phi", "gpt_neox"])
@@ -123,7 +208,7 @@ def test_captured_layers_give_the_bits_of_called_ones(monkeypatch, family, schem
     spec, loaded = make_spec(scheme), _on_gpu(family, dtype)
     plan = session.plan_memory
     captured = Session(loaded, spec)
-    monkeypatch.setattr(session, "plan_memory", lambda *args: replace(plan(*args), graph_bytes=0))
+    monkeypatch.setattr(session, "plan_memory", lambda *args: replace(plan(*args), graph_batches=0))
     called = Session(loaded, spec)
     assert called.prepared[0].graphs is None
     assert captured.together == called.together > 8
