@@ -218,6 +218,7 @@ class DaskCompute:
                 self._connection = None
                 self._homes.clear()
                 self._agreed.clear()
+                self._loading.clear()
         if known:
             connection.close()
         return ComputeError(

@@ -48,8 +48,8 @@ def demo_record() -> RunRecord | None:
         started=study.provenance.created,
         finished=study.provenance.created,
         stage="evaluation",
-        done=len(study.candidates),
-        total=len(study.candidates),
+        done=study.evaluations,
+        total=study.evaluations,
     )
 
 

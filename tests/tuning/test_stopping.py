@@ -110,3 +110,18 @@ def test_an_infinite_loss_is_stopped_and_is_no_bar():
     assert len(outcomes) == 60
     found = (item for item in outcomes if isinstance(item, Candidate))
     assert pareto_front(found) == pareto_front(search.candidates(scorer))
+
+
+def test_a_policy_that_is_as_good_as_its_bar_is_not_stopped():
+    class Alike(PassByPass):
+        def score(self, policy):
+            score = super().score(policy)
+            # All of it is seen in the first pass.
+            return replace(score, kl_per_prompt=(1.0, 1.0, *(0.0,) * 6), kl=replace(score.kl, mean=0.25))
+
+    swept = sweep_result(layers=3)
+    spec = SearchSpec(sweep=swept.spec, evaluations=60, strategy=SearchStrategy.RANDOM, stop_early=True)
+    search = PolicySearch(spec, space=swept.space, profiles=swept.profiles, geometry=swept.model.layers)
+    outcomes = list(search.outcomes(Alike(swept.model, prompts=8)))
+    assert len(outcomes) == 60
+    assert all(isinstance(item, Candidate) for item in outcomes)
