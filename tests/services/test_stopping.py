@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 
+from kvtuner_core.compute import InlineCompute
 from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.strategy import SearchStrategy
 from kvtuner_core.domain.study import Candidate, SearchResult, StoppedCandidate
 from kvtuner_core.domain.tasks import ScoreManyTask
 from kvtuner_core.errors import InputError
-from kvtuner_core.runtime import capture
+from kvtuner_core.runtime import capture, footprint, worker
 from kvtuner_core.services import trust
 from kvtuner_core.services.measuring import Measurements
 from kvtuner_core.services.models import report
@@ -19,7 +20,7 @@ from kvtuner_core.services.results import candidates_csv
 from kvtuner_core.services.searching import search
 from kvtuner_core.store import from_json, to_json
 from kvtuner_core.tuning import stopping
-from tests.fakes.compute import Killed
+from tests.fakes.compute import CountingCompute, Killed
 from tests.services.drive import drive
 
 
@@ -88,6 +89,24 @@ def test_a_search_that_was_killed_goes_on_where_it_stopped(open_workspace, spec,
         assert _values(result.front) == _values(whole.front)
         done = plan_search(ws, spec)
         assert done.known == done.total
+
+
+def test_policies_that_share_passes_stop_where_they_do_alone(open_workspace, spec, monkeypatch, tmp_path):
+    spec = replace(spec, strategy=SearchStrategy.NSGA2)
+    _, alone = drive(search(open_workspace("alone"), spec))
+    inspect = worker.Runtime._inspect
+    monkeypatch.setattr(footprint, "_pass_rows", lambda *_: 4 * 8)
+    monkeypatch.setattr(worker.Runtime, "_inspect", lambda self, model: replace(inspect(self, model), together=4))
+    compute = InlineCompute(cache_dir=tmp_path)
+    ws = replace(open_workspace("company"), compute=CountingCompute(compute))
+    _, together = drive(search(ws, spec))
+    compute.close()
+    assert max(len(task.policies) for task in ws.compute.tasks if isinstance(task, ScoreManyTask)) > 1
+    assert len(together.stopped) > 0
+    for one, other in zip(alone.stopped, together.stopped, strict=True):
+        assert (one.policy, one.dominated_by) == (other.policy, other.dominated_by)
+        assert one.partial.prompts == other.partial.prompts
+    assert [item.policy for item in together.front] == [item.policy for item in alone.front]
 
 
 def test_a_full_evaluation_is_not_taken_from_what_was_seen(ws, spec):
