@@ -1,8 +1,9 @@
 """What a test sees of the dashboard: pages, problems, and whether it has come to rest."""
 
+from collections.abc import Callable
 from urllib.parse import urlencode, urlsplit
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, TimeoutError, expect
 
 WAIT = 90_000
 
@@ -32,10 +33,21 @@ class Screen:
         self.page.wait_for_selector("[data-test-script-state=notRunning]", state="attached", timeout=WAIT)
         expect(self.page.locator("[data-testid=stSkeleton]")).to_have_count(0, timeout=WAIT)
 
-    def address_has(self, text: str, *, present: bool = True) -> None:
-        """Wait until the address holds ``text``, or no longer does."""
+    def address_has(self, text: str, *, present: bool = True, patience: int = WAIT) -> None:
+        """Wait until the address holds ``text``, or no longer does; ``patience`` in milliseconds."""
         script = "([text, present]) => decodeURIComponent(location.href).includes(text) === present"
-        self.page.wait_for_function(script, arg=[text, present], timeout=WAIT)
+        self.page.wait_for_function(script, arg=[text, present], timeout=patience)
+
+    def click_at(self, place: Callable[[], tuple[float, float]], text: str, *, present: bool = True) -> None:
+        """Click a place of a chart until the address has ``text``, or no longer: a chart being drawn anew takes no click."""
+        for patience in (20_000, 20_000, WAIT):
+            self.page.mouse.click(*place())
+            try:
+                self.address_has(text, present=present, patience=patience)
+            except TimeoutError:
+                continue
+            return self.rest()
+        raise AssertionError(f"no click changed the address to {'' if present else 'not '}have {text}: {self.page.url}")
 
     def check(self) -> None:
         """Nothing failed, nothing was fetched from elsewhere, nothing is wider than the window."""

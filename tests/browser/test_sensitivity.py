@@ -19,9 +19,6 @@ def test_a_click_on_a_cell_opens_its_layer(screen):
     screen.open("sensitivity", run=STUDY)
     screen.page.wait_for_selector(".js-plotly-plot .scatterlayer .points path.point", state="attached")
     for layer in (7, 21):
-        x, y = screen.page.evaluate(PLACE, layer)
-        screen.page.mouse.click(x, y)
-        screen.address_has(f"layer={layer}")
-        screen.rest()
+        screen.click_at(lambda layer=layer: screen.page.evaluate(PLACE, layer), f"layer={layer}")
     expect(screen.page.get_by_text("Layer 21").first).to_be_visible()
     screen.check()

@@ -40,9 +40,7 @@ def test_a_click_on_the_front_puts_a_policy_beside_and_the_next_takes_it_away(sc
     screen.page.wait_for_selector(".js-plotly-plot .scatterlayer .points path.point")
     lonely = _lonely(search_result(run=STUDY))
     for present in (True, False):
-        screen.page.mouse.click(*_place(screen, lonely.effective_bits))
-        screen.address_has(f"policy=p{lonely.order}", present=present)
-        screen.rest()
+        screen.click_at(lambda: _place(screen, lonely.effective_bits), f"policy=p{lonely.order}", present=present)
     screen.check()
 
 
