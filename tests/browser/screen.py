@@ -39,7 +39,7 @@ class Screen:
         self.page.wait_for_function(script, arg=[text, present], timeout=patience)
 
     def click_at(self, place: Callable[[], tuple[float, float]], text: str, *, present: bool = True) -> None:
-        """Click a place of a chart, again where it was just being drawn, until the address has ``text`` or no longer."""
+        """Click a place of a chart, again where it was being drawn, until the address has ``text`` or no longer."""
         for patience in (20_000, 20_000, WAIT):
             self.page.mouse.click(*place())
             try:
