@@ -4,6 +4,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.conftest import STUDY
+from tests.browser.screen import WAIT
 
 pytestmark = pytest.mark.browser
 
@@ -20,5 +21,7 @@ def test_a_click_on_a_cell_opens_its_layer(screen):
     screen.page.wait_for_selector(".js-plotly-plot .scatterlayer .points path.point", state="attached")
     for layer in (7, 21):
         screen.click_at(lambda layer=layer: screen.page.evaluate(PLACE, layer), f"layer={layer}")
-    expect(screen.page.get_by_text("Layer 21").first).to_be_visible()
+        # A click while the page is still being drawn for the one before may be lost.
+        screen.page.wait_for_timeout(4000)
+    expect(screen.page.get_by_text("Layer 21").first).to_be_visible(timeout=WAIT)
     screen.check()
