@@ -16,6 +16,7 @@ METRICS = {
     "key_error": "Key error",
     "value_error": "Value error",
 }
+PAGE = "sensitivity"
 CLICKED = "heatmap"
 
 
@@ -30,8 +31,7 @@ def start(spec: SweepSpec) -> None:
 def clicked() -> None:
     """Keep the layer of the clicked cell in the address; a redrawn chart forgets it."""
     layer = charts.selected(CLICKED)
-    if layer:
-        st.query_params["layer"] = layer
+    address.hold("layer", (layer,) if layer else address.held("layer", page=PAGE), page=PAGE)
 
 
 def form() -> None:
@@ -69,7 +69,7 @@ def space(result: SweepResult) -> None:
 def layer_detail(result: SweepResult) -> None:
     """One layer's errors under every pair."""
     layers = {str(index): f"Layer {index}" for index in range(len(result.space.kept))}
-    layer = int(address.choose("Layer", layers, name="layer", page="sensitivity"))
+    layer = int(address.choose("Layer", layers, name="layer", page=PAGE))
     info = figures.layer_info(result, layer)
     charts.show(
         figures.layer_figure(info, dark=charts.is_dark()),
@@ -83,7 +83,7 @@ def show(result: SweepResult, *, shipped: bool) -> None:
     """Everything a sweep found."""
     stored.origin(result, shipped=shipped)
     space(result)
-    metric = address.switch("Shown", METRICS, name="metric", page="sensitivity")
+    metric = address.switch("Shown", METRICS, name="metric", page=PAGE)
     left, right = st.columns([3, 2], gap="large")
     with left:
         info = figures.heatmap_info(result, metric)
@@ -118,7 +118,7 @@ def show(result: SweepResult, *, shipped: bool) -> None:
 
 def main() -> None:
     """Draw the page."""
-    record = stored.headed("Sensitivity", "sensitivity", *stored.STUDIES)
+    record = stored.headed("Sensitivity", PAGE, *stored.STUDIES)
     box = st.expander(
         "New sweep", icon=":material/add_circle:", expanded=record is None, key="new", bind="query-params"
     )

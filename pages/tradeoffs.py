@@ -23,9 +23,10 @@ def clicked() -> None:
     policy = charts.selected(CLICKED)
     chosen = address.held("policy", page=PAGE)
     if policy in chosen:
-        address.put_many("policy", [item for item in chosen if item != policy])
+        chosen = tuple(item for item in chosen if item != policy)
     elif policy:
-        address.put_many("policy", [*chosen, policy][-MOST:])
+        chosen = (*chosen, policy)[-MOST:]
+    address.hold("policy", chosen, page=PAGE)
 
 
 def budget(result: SearchResult) -> Budget:

@@ -51,6 +51,7 @@ def choose(
         label_visibility="visible" if visible else "collapsed",
     )
     st.query_params[name] = chosen
+    st.session_state[f"{page}-{name}-held"] = (chosen,)
     return str(chosen)
 
 
@@ -88,6 +89,7 @@ def choose_many(
         on_change=_keep_many,
         args=(name, key),
     )
+    st.session_state[f"{page}-{name}-held"] = tuple(chosen)
     return tuple(chosen)
 
 
@@ -131,9 +133,19 @@ def _number(text: str, fallback: float) -> float:
     return number if math.isfinite(number) else fallback
 
 
-def held(name: str, *, page: str) -> list[str]:
-    """What is chosen now in the list of `choose_many`."""
-    return list(st.session_state.get(f"{page}-{name}", ()))
+def held(name: str, *, page: str) -> tuple[str, ...]:
+    """What was chosen last in a list, or by `hold`."""
+    return tuple(st.session_state.get(f"{page}-{name}-held", ()))
+
+
+def hold(name: str, values: Sequence[str], *, page: str) -> None:
+    """Choose in a list for a person who clicked on a chart.
+
+    When the chart is drawn again the browser says that nothing is clicked any more, and where the clicks came fast
+    it sends the list's value of before along, which is no choice: hold what is `held` then.
+    """
+    st.session_state[f"{page}-{name}-held"] = tuple(values)
+    put_many(name, values)
 
 
 def put_many(name: str, values: Sequence[str]) -> None:

@@ -19,9 +19,12 @@ PLACE = """layer => {
 def test_a_click_on_a_cell_opens_its_layer(screen):
     screen.open("sensitivity", run=STUDY)
     screen.page.wait_for_selector(".js-plotly-plot .scatterlayer .points path.point", state="attached")
+    # At once after the chart is drawn: the browser still has the list's value of before.
     for layer in (7, 21):
         screen.click_at(lambda layer=layer: screen.page.evaluate(PLACE, layer), f"layer={layer}")
-        # A click while the page is still being drawn for the one before may be lost.
-        screen.page.wait_for_timeout(4000)
-    expect(screen.page.get_by_text("Layer 21").first).to_be_visible(timeout=WAIT)
+        expect(screen.page.get_by_text(f"Layer {layer}", exact=True).first).to_be_visible(timeout=WAIT)
+    screen.page.wait_for_timeout(1500)
+    screen.rest()
+    screen.address_has("layer=21")
+    expect(screen.page.get_by_text("Layer 21", exact=True).first).to_be_visible()
     screen.check()
