@@ -7,33 +7,18 @@ both sums is needed. Sums that another one of the same cost beats in weight and 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvtuner_core.errors import InputError
+from kvtuner_core.tuning.additive_problem import Solution
 
 _MOST_SUMS = 4_000_000
 
 Rows = Sequence[Sequence[int]]
 """Per unit, a whole number for each option."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sum:
-    """A choice with its sums.
-
-    Attributes:
-        options: Index of the chosen option of each unit.
-        cost: Sum of the costs.
-        loss: Sum of the losses.
-    """
-
-    options: tuple[int, ...]
-    cost: int
-    loss: float
 
 
 def equivalent_budget(costs: Rows, weights: Rows, limit: int) -> Fraction | None:
@@ -61,7 +46,7 @@ def equivalent_budget(costs: Rows, weights: Rows, limit: int) -> Fraction | None
 
 def bounded_front(
     costs: Rows, losses: Sequence[Sequence[float]], weights: Rows, *, limit: int, budget: float | None
-) -> tuple[Sum, ...]:
+) -> tuple[Solution, ...]:
     """The non-dominated sums of costs and losses within the limit, the cheapest first; empty where none is.
 
     Args:
@@ -111,8 +96,8 @@ def _unbeaten(costs: NDArray[np.int64], weights: NDArray[np.int64], losses: NDAr
 
 def _read(
     steps: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]], cost: NDArray[np.int64], loss: NDArray[np.float64]
-) -> tuple[Sum, ...]:
-    found: list[Sum] = []
+) -> tuple[Solution, ...]:
+    found: list[Solution] = []
     for place in np.lexsort((loss, cost)):
         if found and loss[place] >= found[-1].loss:
             continue
@@ -120,5 +105,5 @@ def _read(
         for parents, taken in reversed(steps):
             options.append(int(taken[at]))
             at = int(parents[at])
-        found.append(Sum(options=tuple(reversed(options)), cost=int(cost[place]), loss=float(loss[place])))
+        found.append(Solution(choice=tuple(reversed(options)), cost=int(cost[place]), loss=float(loss[place])))
     return tuple(found)

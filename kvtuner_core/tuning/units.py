@@ -107,7 +107,7 @@ def _within(units: Units, table: int, budget: float | None) -> list[Solution]:
     found = bounded_front(costs, losses, weights, limit=units.limit or 0, budget=budget)
     return [
         Solution(
-            choice=tuple(int(units.options[unit][index]) for unit, index in enumerate(item.options)),
+            choice=tuple(int(units.options[unit][index]) for unit, index in enumerate(item.choice)),
             cost=item.cost,
             loss=item.loss,
         )

@@ -3,14 +3,13 @@
 The session, the profiler and the search are those of the project, driven without a store. Its tokens are bytes.
 """
 
-import random
 import statistics
 import time
 from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig
 
 from kvtuner_core.domain.metrics import ErrorProfile, PolicyScore
 from kvtuner_core.domain.model import DtypeChoice, ModelSpec
@@ -25,6 +24,7 @@ from kvtuner_core.runtime.loading import LoadedModel, quiet
 from kvtuner_core.runtime.profiling import LayerProfiler
 from kvtuner_core.runtime.session import Session
 from kvtuner_core.tuning import PolicySearch, build_space
+from tests.benchmarks.random_model import random_llama, random_texts
 from tests.fakes.models import tiny_tokenizer
 
 Row = dict[str, Any]
@@ -45,22 +45,12 @@ GEOMETRY = {
 
 
 def load_random(device: torch.device, geometry: dict[str, int]) -> LoadedModel:
-    """The model; query and key weights are drawn wider, since random attention would be nearly uniform otherwise."""
+    """The model, with random weights."""
     config = LlamaConfig(
         **geometry, max_position_embeddings=131_072, rope_theta=500000.0, tie_word_embeddings=False, pad_token_id=256
     )
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device(device), quiet():
-            model = LlamaForCausalLM(config)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim >= 2:
-                sharp = 2.0 if "q_proj" in name or "k_proj" in name else 1.0
-                parameter.normal_(0.0, sharp * parameter.shape[-1] ** -0.5)
+    with quiet():
+        model = random_llama(config, device=device, dtype=torch.bfloat16)
     model.eval().requires_grad_(False)
     return LoadedModel(
         model=model, tokenizer=tiny_tokenizer(), info=model_info("random", model), device=device, dtype=torch.bfloat16
@@ -69,9 +59,7 @@ def load_random(device: torch.device, geometry: dict[str, int]) -> LoadedModel:
 
 def prompts(count: int, tokens: int) -> PromptSet:
     """Texts of random words, a byte a token."""
-    rng = random.Random(0)
-    words = ["".join(rng.choices("etaoinshrdlu", k=rng.randint(2, 9))) for _ in range(400)]
-    texts = (" ".join(rng.choices(words, k=tokens))[:tokens] for _ in range(count))
+    texts = random_texts(count, tokens, seed=0)
     return PromptSet(name="random", role=PromptRole.CALIBRATION, prompts=tuple(Prompt(text=text) for text in texts))
 
 

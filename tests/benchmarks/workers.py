@@ -16,7 +16,6 @@ document is printed even where the run is cut short, by ``--seconds`` or by SIGT
 import argparse
 import json
 import os
-import random
 import signal
 import sys
 import tempfile
@@ -84,13 +83,11 @@ SMALL = Scale(
 
 
 def make_model(folder: Path, scale: Scale) -> int:
-    """Write a model with random weights and its byte-level tokenizer; its number of parameters.
-
-    Query and key weights are drawn wider than the rest, since random attention would be nearly uniform otherwise.
-    """
+    """Write a model with random weights and its byte-level tokenizer; its number of parameters."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig
 
+    from tests.benchmarks.random_model import random_llama
     from tests.fakes.models import VOCABULARY, tiny_tokenizer
 
     config = LlamaConfig(
@@ -104,18 +101,8 @@ def make_model(folder: Path, scale: Scale) -> int:
         eos_token_id=258,
         tie_word_embeddings=False,
     )
-    torch.manual_seed(0)
-    torch.set_default_dtype(getattr(torch, scale.dtype.value))
-    try:
-        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            model = LlamaForCausalLM(config)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim >= 2:
-                sharp = 2.0 if "q_proj" in name or "k_proj" in name else 1.0
-                parameter.normal_(0.0, sharp * parameter.shape[-1] ** -0.5)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = random_llama(config, device=device, dtype=getattr(torch, scale.dtype.value))
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -128,10 +115,9 @@ def make_model(folder: Path, scale: Scale) -> int:
 
 def make_prompts(path: Path, scale: Scale, *, count: int, seed: int) -> Path:
     """Write texts of random words, one a prompt, a little longer than is read of them."""
-    rng = random.Random(seed)
-    words = ["".join(rng.choices("etaoinshrdlu", k=rng.randint(2, 9))) for _ in range(400)]
-    size = scale.prefix + scale.suffix + 64
-    texts = (" ".join(rng.choices(words, k=size))[:size] for _ in range(count))
+    from tests.benchmarks.random_model import random_texts
+
+    texts = random_texts(count, scale.prefix + scale.suffix + 64, seed=seed)
     path.write_text("\n---\n".join(texts), encoding="utf-8")
     return path
 

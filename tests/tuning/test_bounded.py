@@ -46,6 +46,6 @@ def test_the_front_is_that_of_enumeration(seed):
     found = bounded_front(costs, losses, weights, limit=limit, budget=budget)
     assert [(item.cost, item.loss) for item in found] == expected
     for item in found:
-        assert sum(row[i] for row, i in zip(costs, item.options, strict=True)) == item.cost
-        assert sum(row[i] for row, i in zip(losses, item.options, strict=True)) == item.loss
-        assert sum(row[i] for row, i in zip(weights, item.options, strict=True)) <= limit
+        assert sum(row[i] for row, i in zip(costs, item.choice, strict=True)) == item.cost
+        assert sum(row[i] for row, i in zip(losses, item.choice, strict=True)) == item.loss
+        assert sum(row[i] for row, i in zip(weights, item.choice, strict=True)) <= limit

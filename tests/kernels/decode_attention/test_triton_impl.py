@@ -2,7 +2,6 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -67,14 +66,6 @@ SHAPES = (
     *(Shape(k_bits=k, v_bits=v, cuts=(1, 2, 30), tokens=2500, recent=40) for k, v in ((16, 4), (4, 16))),
     *(Shape(k_bits=k, v_bits=v, key_scale=4.0, tokens=400) for k, v in ((16, 4), (4, 16))),
 )
-
-
-@pytest.fixture
-def poisoned() -> Iterator[None]:
-    """Every `torch.empty` is filled with NaN."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def run(case: Case) -> torch.Tensor:

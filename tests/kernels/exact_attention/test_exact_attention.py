@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,14 +22,6 @@ LARGE = (
     Shape(tokens=5000, queries=2, cuts=(1000, 1250, 3000), dtype=torch.bfloat16),
     Shape(tokens=1500, batch=1, head_dim=128, cuts=(1000, 2000), dtype=torch.bfloat16),
 )
-
-
-@pytest.fixture
-def poisoned() -> Iterator[None]:
-    """Every `torch.empty` is filled with NaN."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def run(case: Case, device: str, implementation: str) -> torch.Tensor:

@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -15,14 +13,6 @@ LARGE = (
     Shape(rows=65, outer=512, inner=384, dtype=torch.float16),
     Shape(rows=2, outer=64, inner=36, dtype=torch.bfloat16),
 )
-
-
-@pytest.fixture
-def poisoned() -> Iterator[None]:
-    """Every `torch.empty` is filled with NaN."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def _bounds(dtype: torch.dtype) -> dict[str, float]:

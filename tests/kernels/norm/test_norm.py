@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -13,14 +11,6 @@ LARGE = (
     *(Shape(width=896, bias=True, parts=p, dtype=torch.bfloat16) for p in (0, 1, 3, 8)),
     Shape(rows=200, width=3072, parts=1, dtype=torch.float16),
 )
-
-
-@pytest.fixture
-def poisoned() -> Iterator[None]:
-    """Every `torch.empty` is filled with NaN."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("shape", [*SMALL, *LARGE], ids=lambda shape: shape.name)

@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -13,14 +11,6 @@ LARGE = (
     *(Shape(dim=256, keys=1, norm=n, dtype=torch.bfloat16) for n in ("gemma", "llama")),
     Shape(queries=14, keys=2, dim=64, bias=True, dtype=torch.bfloat16),
 )
-
-
-@pytest.fixture
-def poisoned() -> Iterator[None]:
-    """Every `torch.empty` is filled with NaN."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("shape", [*SMALL, *LARGE], ids=lambda shape: shape.name)
