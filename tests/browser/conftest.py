@@ -21,6 +21,9 @@ from tests.fakes.studies import search_result
 
 ROOT = Path(__file__).parents[2]
 STUDY = "5eed5eed"
+DEEP = 12
+"""Layers of the model whose searches last: its policies do not run out before the evaluations do."""
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -87,8 +90,9 @@ class Server:
 
 
 def seed(home: Path) -> None:
-    """A tiny model, prompts of a few words, and a finished search."""
+    """Two tiny models, prompts of a few words, and a finished search."""
     save_tiny(home / "tiny", "llama")
+    save_tiny(home / "deep", "llama", num_hidden_layers=DEEP)
     lines = [json.dumps({"text": f"{index} little bottles of green tea stand on the wall. " * 6}) for index in range(8)]
     (home / "calibration.jsonl").write_text("\n".join(lines[:4]), encoding="utf-8")
     (home / "evaluation.jsonl").write_text("\n".join(lines[4:]), encoding="utf-8")

@@ -75,7 +75,7 @@ def test_the_bundled_model_answers_in_full_precision_and_from_a_packed_cache(scr
 
 
 def test_a_search_is_cancelled_and_resumed_to_its_end(screen, server):
-    screen.open("search", new="true", model=str(server.home / "tiny"), seed="7", **LONG_SEARCH)
+    screen.open("search", new="true", model=str(server.home / "deep"), seed="7", **LONG_SEARCH)
     screen.page.get_by_role("button", name="Start the search").click()
     screen.page.get_by_role("button", name="Cancel").click()
     screen.page.get_by_role("button", name="Resume").click(timeout=LONG)
@@ -84,7 +84,7 @@ def test_a_search_is_cancelled_and_resumed_to_its_end(screen, server):
 
 
 def test_a_second_session_sees_the_search_and_one_click_there_cancels_it(screen, server, browser):
-    screen.open("search", new="true", model=str(server.home / "tiny"), seed="8", **LONG_SEARCH)
+    screen.open("search", new="true", model=str(server.home / "deep"), seed="8", **LONG_SEARCH)
     screen.page.get_by_role("button", name="Start the search").click()
     expect(screen.page.get_by_role("button", name="Cancel")).to_be_visible()
     context = browser.new_context(viewport={"width": 1280, "height": 800})
@@ -101,7 +101,7 @@ def test_a_second_session_sees_the_search_and_one_click_there_cancels_it(screen,
 def test_a_killed_worker_and_a_killed_dashboard_cost_nothing_that_was_measured(browser, own_server):
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     screen = Screen(context.new_page(), own_server.url)
-    screen.open("search", new="true", model=str(own_server.home / "tiny"), **LONG_SEARCH)
+    screen.open("search", new="true", model=str(own_server.home / "deep"), **LONG_SEARCH)
     screen.page.get_by_role("button", name="Start the search").click()
     scored = screen.page.get_by_text("search: ")
     scored.wait_for(timeout=LONG)
