@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from kvtuner_core.runtime.cache import QuantizedKVCache
+from kvtuner_core.runtime.capturing import undone_where_it_fails
 from kvtuner_core.runtime.in_place.support import Kernels
 from kvtuner_core.runtime.planned_step import PlannedStep
 
@@ -149,8 +150,8 @@ class Decoder:
             step.run()
             step.rewind()
         torch.cuda.current_stream(ids.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        with undone_where_it_fails(pool, ids.device), torch.cuda.graph(graph, pool=pool):
             self._logits = step.run()
         self._step, self._graph = step, graph
 

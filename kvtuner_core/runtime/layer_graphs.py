@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from kvtuner_core.runtime.capturing import undone_where_it_fails
 from kvtuner_core.runtime.chosen import Choices
 from kvtuner_core.runtime.provenance import captured_memory, device_memory
 
@@ -175,25 +176,16 @@ class LayerGraphs:
             static.copy_(hidden)
         graph = torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream(hidden.device))
-        with torch.cuda.stream(stream):
+        with undone_where_it_fails(self._pool, hidden.device), torch.cuda.stream(stream):
             # Unlike torch's own context this neither collects garbage nor gives cached memory back, for each layer.
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 static.copy_(call(static))
             finally:
-                self._end(graph, hidden.device)
+                graph.capture_end()
         torch.cuda.current_stream(hidden.device).wait_stream(stream)
         graph.replay()
         return graph
-
-    def _end(self, graph: torch.cuda.CUDAGraph, device: torch.device) -> None:
-        try:
-            graph.capture_end()
-        except RuntimeError:
-            # Before 2.12 torch forgets to say so to its allocator, which would refuse to free anything from then on.
-            with contextlib.suppress(RuntimeError):
-                torch._C._cuda_endAllocateToPool(device.index, self._pool)
-            raise
 
     def _give_up(self, why: str) -> None:
         self.why_eager = why

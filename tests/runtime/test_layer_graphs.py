@@ -57,28 +57,6 @@ def _no_graphs():
     raise RuntimeError("no graphs  here")
 
 
-class _Invalidated:
-    def capture_end(self):
-        raise RuntimeError("invalidated")
-
-
-@pytest.mark.parametrize("forgotten", [True, False])
-def test_a_capture_that_fails_is_over_for_the_allocator_too(monkeypatch, forgotten):
-    ended = []
-
-    def end(device, pool):
-        ended.append((device, pool))
-        if not forgotten:
-            raise RuntimeError("not currently recording")
-
-    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
-    graphs = LayerGraphs(room=0)
-    graphs._pool = (0, 7)
-    with pytest.raises(RuntimeError, match="invalidated"):
-        graphs._end(_Invalidated(), torch.device("cuda", 1))
-    assert ended == [(1, (0, 7))]
-
-
 def test_layers_that_are_given_other_things_are_not_captured():
     layers = nn.ModuleList([_Layer() for _ in range(3)])
     graphs = LayerGraphs(room=0)

@@ -163,6 +163,29 @@ def test_a_longer_generation_than_planned_leaves_the_graph(models):
     assert decoder.why_eager == "the cache is longer than max_tokens"
 
 
+def test_a_model_that_waits_for_the_gpu_is_called_and_its_failed_capture_leaves_nothing(models, monkeypatch):
+    model, ids = models["gpt_neox"], _ids(2, 60)
+    mlp = model.gpt_neox.layers[1].mlp
+    own, stream = mlp.forward, torch.cuda.current_stream()
+    found = []
+    for waits in (False, True):
+        if waits:
+            monkeypatch.setattr(mlp, "forward", lambda x: (x.sum().item(), own(x))[1])
+        cache = QuantizedKVCache(_policy(model, SCHEMES["kivi"]), model, max_tokens=60)
+        decoder = Decoder(model, cache, capture=waits)
+        found.append(_logits(decoder, ids, 40))
+    assert "cannot be captured" in decoder.why_eager
+    assert decoder.mode is DecodeMode.EAGER
+    assert _off(found[1], found[0]) < 2e-3
+    assert torch.cuda.current_stream() == stream
+    # While torch believes that a capture goes on, what is freed is not given back.
+    held = torch.empty(64 << 20, dtype=torch.uint8, device="cuda")
+    reserved = torch.cuda.memory_reserved()
+    del held
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= reserved - (64 << 20)
+
+
 def test_a_float32_model_is_read_by_the_reference():
     model = tiny_model("llama").cuda()
     cache = QuantizedKVCache(_policy(model, SCHEMES["per-token"]), model, max_tokens=90)
