@@ -65,16 +65,33 @@ def tail(observed: Observed) -> Measured:
     every = np.concatenate(kls)
     order = np.argsort(every, kind="stable")
     owner = np.repeat(np.arange(len(kls)), observed.tokens)[order]
-    reached = _times_drawn(len(kls), observed.seed)[:, owner].cumsum(1)
-    # Whole tokens, so that a share of exactly 95% is not missed by a rounding error.
-    first = (100 * reached >= 95 * reached[:, -1:]).argmax(1)
-    found = every[order][first]
+    times = _times_drawn(len(kls), observed.seed)
+    above = _largest_beyond(times, owner, most=times @ observed.tokens)
+    found = every[order][len(every) - 1 - above]
     low, high = np.quantile(found[1:], [0.025, 0.975], method="inverted_cdf")
     return Measured(
         objective=Objective.P95_KL,
         interval=Interval(mean=float(found[0]), low=float(low), high=float(high)),
         per_prompt=tuple(float(np.quantile(one, _TAIL, method="inverted_cdf")) for one in kls),
     )
+
+
+def _largest_beyond(times: np.ndarray, owner: np.ndarray, *, most: np.ndarray) -> np.ndarray:
+    """How many of the largest tokens are beyond the 95th percentile, ``[draws]``: all that fit into 5% of the tokens.
+
+    Args:
+        times: ``[draws, prompts]``, how often each prompt counts.
+        owner: ``[tokens]``, the prompt of each token, by rising KL.
+        most: ``[draws]``, tokens of each draw.
+    """
+    size = len(owner) // 8 + 1
+    while True:
+        # Whole tokens, so that a share of exactly 95% is not missed by a rounding error.
+        fits = 100 * times[:, owner[: -size - 1 : -1]].cumsum(1) <= 5 * most[:, None]
+        beyond = fits.sum(1)
+        if size >= len(owner) or beyond.max() < size:
+            return beyond
+        size *= 2
 
 
 @functools.lru_cache(maxsize=8)

@@ -3,7 +3,7 @@ import pytest
 
 from kvtuner_core.domain.objective import Objective
 from kvtuner_core.runtime.divergence import Divergence
-from kvtuner_core.runtime.scoring import Observed, policy_score
+from kvtuner_core.runtime.scoring import Observed, policy_score, tail
 
 LENGTHS = (40, 24, 17)
 
@@ -40,10 +40,10 @@ def test_every_objective_is_measured(found):
 
 def test_the_tail_is_the_smallest_kl_that_95_percent_of_the_tokens_do_not_exceed(found):
     every = np.concatenate([one.kl for one in _observed().prompts])
-    tail = found.interval(Objective.P95_KL).mean
-    assert (every <= tail).mean() >= 0.95
-    assert (every < tail).mean() < 0.95
-    assert tail == np.quantile(every, 0.95, method="inverted_cdf")
+    bound = found.interval(Objective.P95_KL).mean
+    assert (every <= bound).mean() >= 0.95
+    assert (every < bound).mean() < 0.95
+    assert bound == np.quantile(every, 0.95, method="inverted_cdf")
 
 
 def test_the_interval_of_the_tail_is_that_of_resampled_prompts(found):
@@ -56,6 +56,22 @@ def test_the_interval_of_the_tail_is_that_of_resampled_prompts(found):
     low, high = np.quantile(tails, [0.025, 0.975], method="inverted_cdf")
     interval = found.interval(Objective.P95_KL)
     assert (interval.low, interval.high) == (low, high)
+
+
+@pytest.mark.parametrize("lengths", [(1,), (1, 1), (300, 1, 1), (7, 160, 2, 31), (128,) * 16])
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_tail_of_any_resample_is_that_of_its_tokens(lengths, ties):
+    """Also where one prompt holds most tokens, or nearly all of the largest."""
+    rng = np.random.default_rng(len(lengths))
+    kls = [rng.lognormal(-3.0, 1.5, length) * 10**index for index, length in enumerate(lengths)]
+    prompts = [Divergence(kl=kl.round(2) if ties else kl, agrees=kl > 0, nll_change=kl, right=kl > 0) for kl in kls]
+    drawn = np.random.default_rng(5).integers(0, len(lengths), size=(500, len(lengths)))
+    tails = [
+        np.quantile(np.concatenate([prompts[index].kl for index in row]), 0.95, method="inverted_cdf") for row in drawn
+    ]
+    interval = tail(Observed(prompts=prompts, seed=5)).interval
+    assert (interval.low, interval.high) == tuple(np.quantile(tails, [0.025, 0.975], method="inverted_cdf"))
+    assert interval.mean == np.quantile(np.concatenate([one.kl for one in prompts]), 0.95, method="inverted_cdf")
 
 
 def test_likelihood_and_agreement_are_the_plain_means(found):
