@@ -110,7 +110,7 @@ def _nearest(table: SpeedTable, policies: Mapping[str, KVPolicy], scheme: str) -
 
 
 def _more(found: MeasuredSpeed) -> None:
-    left, right = st.columns([2, 3], gap="large")
+    left, right = st.columns([2, 4], gap="medium")
     with left:
         st.markdown(f"**Largest batch** that fitted beside the weights, {_where(found.largest_origin)}")
         largest = [
@@ -130,15 +130,20 @@ def _more(found: MeasuredSpeed) -> None:
                 "Cache": row.cache,
                 "Tokens": f"{row.length // 1024}k",
                 "ms per token": row.ms,
-                "Quantising again (ms per token)": row.requantise_ms or None,
-                "Ours from Python, times faster": row.eager_faster,
-                "Ours as a graph, times faster": row.graph_faster,
+                "Of it quantising again": f"{row.requantise_ms:.2f}" if row.requantise_ms else "",
+                "Ours from Python": _times(row.eager_faster),
+                "Ours as a graph": _times(row.graph_faster),
             }
             for row in found.caches
         ]
         charts.table(caches, key="speed-caches")
         for origin in filter(lambda one: one.note, (found.largest_origin, found.caches_origin)):
             st.caption(origin.note)
+
+
+def _times(faster: float | None) -> str:
+    """How many times faster; nothing for a cache that is not set against ours."""
+    return "" if faster is None else f"{faster:.2f} x faster" if faster >= 1 else f"{1 / faster:.2f} x slower"
 
 
 def _where(origin: SpeedOrigin) -> str:
