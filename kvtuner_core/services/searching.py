@@ -101,16 +101,16 @@ def _search(
 ) -> Generator[Progress, None, tuple[_Found, _Found, tuple[StoppedCandidate, ...]]]:
     geometry = swept.model.layers
     policies = baselines(layers=len(geometry), scheme=spec.sweep.scheme)
-    total = len(policies) + spec.evaluations
+    searcher = PolicySearch(
+        spec, space=swept.space, profiles=swept.profiles, geometry=geometry, norms=norms_of(swept.scores)
+    )
+    total = len(policies) + searcher.most
     uniform: list[Candidate] = []
     yield Progress(stage=SEARCH_STAGE, done=0, total=total, message=f"{len(swept.space.groups)} layer groups")
     with closing(measurements.score_many(policies)) as scores:
         for policy, score in zip(policies, scores, strict=True):
             uniform.append(_baseline(policy, score, geometry, order=len(uniform)))
             yield _candidate_progress(measurements, SEARCH_STAGE, uniform[-1], (len(uniform), total))
-    searcher = PolicySearch(
-        spec, space=swept.space, profiles=swept.profiles, geometry=geometry, norms=norms_of(swept.scores)
-    )
     measurements.telling = telling([item.calibration for item in uniform], spec.objective)
     found: list[Candidate] = []
     stopped: list[StoppedCandidate] = []

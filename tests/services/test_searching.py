@@ -55,6 +55,14 @@ def test_candidates_are_seen_as_they_are_found(ws, search_spec):
     assert [event for event in found if event.origin is CandidateOrigin.SEARCH] == list(result.candidates)
 
 
+def test_a_space_with_fewer_policies_than_evaluations_is_counted_by_its_policies(ws, search_spec):
+    few = replace(search_spec, sweep=replace(search_spec.sweep, bits=(4,)), evaluations=100)
+    seen, result = drive(search(ws, few))
+    last = [progress for progress in seen if progress.stage == "search"][-1]
+    assert len(result.candidates) < 100
+    assert (last.done, last.total) == (len(result.baselines) + len(result.candidates),) * 2
+
+
 def test_the_same_search_again_measures_nothing(ws, search_spec):
     _, first = drive(search(ws, search_spec))
     done = len(ws.compute.tasks)
