@@ -5,7 +5,7 @@ import streamlit as st
 from kvtuner_core import figures
 from kvtuner_core.domain.runs import RunKind
 from kvtuner_core.domain.study import Candidate, SearchResult
-from kvtuner_core.services.picking import Budget, candidate_gib, pick
+from kvtuner_core.services.picking import Budget, bits_within, candidate_gib, pick
 from pages.components import address, charts, failures, frame, headlines, jobs, kinds, policies, stored, trust
 from pages.components.wording import plain
 
@@ -55,8 +55,9 @@ def front(result: SearchResult, picked: Candidate, asked: Budget, others: tuple[
     seen = address.switch("Measured on", SEEN, name="seen", page=PAGE, visible=False)
     info = figures.pareto_info(result, seen=seen)
     figure = figures.pareto_figure(info, dark=charts.is_dark(), picked=policies.identity(picked), height=400)
-    if asked.max_bits is not None:
-        charts.mark_limit(figure, asked.max_bits, " over the budget")
+    limit = bits_within(result, asked)
+    if limit is not None:
+        charts.mark_limit(figure, limit, " over the budget")
     rings = [
         (point.effective_bits, max(info.floor, point.value(seen).mean)) for point in info.points if point.id in others
     ]

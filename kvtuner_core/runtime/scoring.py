@@ -88,7 +88,7 @@ def _largest_beyond(times: np.ndarray, owner: np.ndarray, *, most: np.ndarray) -
     while True:
         # Whole tokens, so that a share of exactly 95% is not missed by a rounding error.
         fits = 100 * times[:, owner[: -size - 1 : -1]].cumsum(1) <= 5 * most[:, None]
-        beyond = fits.sum(1)
+        beyond: np.ndarray = fits.sum(1)
         if size >= len(owner) or beyond.max() < size:
             return beyond
         size *= 2

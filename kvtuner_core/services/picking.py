@@ -64,6 +64,22 @@ def pick(result: SearchResult, budget: Budget) -> Candidate:
     return min(fitting, key=lambda item: (objective.loss(item.value(objective).mean), item.effective_bits))
 
 
+def bits_within(result: SearchResult, budget: Budget) -> float | None:
+    """The effective bits that a budget reaches to, which a chart over bits can mark.
+
+    A budget in GiB ends half-way between the largest policy of the front that fits and the smallest
+    that does not. ``None`` where all fit, and where a policy that fits has more bits than one that
+    does not, as windows in full precision can make it: then no place on the axis is the limit.
+    """
+    if budget.max_gib is None:
+        return budget.max_bits
+    fitting = [item.effective_bits for item in result.front if _fits(result, item, budget)]
+    others = [item.effective_bits for item in result.front if not _fits(result, item, budget)]
+    if not fitting or not others or max(fitting) > min(others):
+        return None
+    return (max(fitting) + min(others)) / 2
+
+
 def _fits(result: SearchResult, candidate: Candidate, budget: Budget) -> bool:
     if budget.max_bits is not None and candidate.effective_bits > budget.max_bits + _SLACK:
         return False

@@ -2,7 +2,7 @@ import pytest
 
 from kvtuner_core.domain.memory import cache_bytes
 from kvtuner_core.errors import InputError
-from kvtuner_core.services.picking import GIB, Budget, candidate_gib, pick
+from kvtuner_core.services.picking import GIB, Budget, bits_within, candidate_gib, pick
 from tests.fakes.studies import search_result
 
 
@@ -30,6 +30,20 @@ def test_memory_is_the_whole_caches_at_batch_and_context():
     chosen = pick(result, Budget(max_gib=size, batch=8, context=32_768))
     assert candidate_gib(result, chosen, batch=8, context=32_768) <= size
     assert chosen.kl.mean <= middle.kl.mean
+
+
+def test_the_limit_in_bits_parts_what_fits_from_what_does_not():
+    result = search_result()
+    assert bits_within(result, Budget(max_bits=5.25)) == 5.25
+    for candidate in result.front[:-1]:
+        budget = Budget(max_gib=candidate_gib(result, candidate, batch=8), batch=8)
+        limit = bits_within(result, budget)
+        beyond = [item for item in result.front if item.effective_bits > limit]
+        assert candidate.effective_bits < limit
+        assert all(candidate_gib(result, item, batch=8) > budget.max_gib for item in beyond)
+        assert len(beyond) == len([item for item in result.front if item.effective_bits > candidate.effective_bits])
+    assert bits_within(result, Budget(max_gib=1e9)) is None, "All fit."
+    assert bits_within(result, Budget(max_gib=1e-9)) is None, "None fits."
 
 
 def test_both_bounds_hold_together():
