@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kvtuner_core.compute.worker import Reply
 
 CONNECT_SECONDS = 10
+_GATHER_SECONDS = 0.001
 DONE = object()
 """Put in a call's inbox when its future is done."""
 
@@ -270,7 +271,10 @@ def _client(address: Any) -> Any:
     import distributed
 
     connect: Any = distributed.Client
-    return connect(address, timeout=CONNECT_SECONDS, set_as_default=False)
+    client = connect(address, timeout=CONNECT_SECONDS, set_as_default=False)
+    # Dask gathers what it sends for 10 ms: the second worker's task would wait that long behind the first one's.
+    client.scheduler_comm.interval = _GATHER_SECONDS
+    return client
 
 
 def settings_text(cache_dir: Path, roots: tuple[Path, ...] | None) -> str:

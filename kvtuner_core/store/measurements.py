@@ -158,8 +158,8 @@ class Measurements:
             return
         whole = [[identity.key, identity.text, *values] for identity, values in rows]
         marks = ", ".join("(" + ", ".join("?" for _ in row) + ")" for row in whole)
-        sql = f"INSERT INTO {table} VALUES {marks} ON CONFLICT {conflict}"  # noqa: S608 - as above
-        self._database.rows(sql, [value for row in whole for value in row])
+        sql = f"INSERT INTO {table} VALUES {marks}"  # noqa: S608 - as above
+        self._database.insert(sql, [value for row in whole for value in row], conflict=conflict)
 
     def _found(self, table: str, columns: str, keys: Sequence[str]) -> list[tuple[str, Row]]:
         sql = f"SELECT key, {columns} FROM {table} WHERE key IN (SELECT unnest(?::VARCHAR[]))"  # noqa: S608 - as above

@@ -58,6 +58,14 @@ def test_a_model_stays_on_its_worker_and_a_second_task_finds_the_other(elsewhere
     compute.close()
 
 
+def test_a_task_does_not_wait_until_others_are_gathered_with_it(elsewhere):
+    from distributed.batched import BatchedSend
+
+    client = connection._client(elsewhere.scheduler_address)
+    assert client.scheduler_comm.interval <= BatchedSend(interval="1ms").interval < BatchedSend("10ms").interval
+    client.close()
+
+
 def test_a_task_whose_home_dies_goes_to_another_worker(elsewhere, tmp_path):
     compute = started(tmp_path, scheduler=elsewhere.scheduler_address)
     compute.run(scripted("go"))

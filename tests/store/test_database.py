@@ -222,3 +222,12 @@ def test_ctrl_c_during_a_statement_is_ctrl_c():
 
     with pytest.raises(KeyboardInterrupt):
         Database(Interrupted(), name="x").rows("SELECT 1")
+
+
+def test_what_breaks_another_rule_than_a_known_key_is_refused_and_nothing_of_it_kept():
+    database = Database.open(None)
+    sql = "INSERT INTO uploads VALUES (?, ?, ?, ?), (?, ?, ?, ?)"
+    with pytest.raises(StoreError, match="NOT NULL"):
+        database.insert(sql, ["a", "a.txt", b"", "now", "b", None, b"", "now"], conflict="DO NOTHING")
+    assert database.rows("SELECT count(*) FROM uploads") == [(0,)]
+    database.close()

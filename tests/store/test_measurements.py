@@ -69,6 +69,13 @@ def test_the_first_number_under_a_key_stays(store):
     assert store.get_score(SCORES[0].key) == score(0.1)
 
 
+def test_of_scores_that_are_put_together_the_new_ones_are_kept_beside_the_known(store):
+    store.put_score(SCORES[1], score(0.1), PROVENANCE)
+    store.put_scores([(identity, score(0.2)) for identity in SCORES], PROVENANCE)
+    found = store.get_scores([identity.key for identity in SCORES])
+    assert [found[identity.key] for identity in SCORES] == [score(0.2), score(0.1), score(0.2)]
+
+
 def test_objectives_that_an_older_score_lacks_are_added_to_it(store):
     tail = Measured(
         objective=Objective.P95_KL, interval=Interval(mean=0.5, low=0.4, high=0.6), per_prompt=(0.5, 0.4, math.inf)
