@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import gguf
 import numpy as np
 from tokenizers import pre_tokenizers
 
@@ -11,6 +10,8 @@ _LAYERS, _HIDDEN, _HEADS, _KV_HEADS, _INNER = 2, 64, 4, 2, 96
 
 def write_tiny_gguf(path: Path, *, seed: int = 0) -> Path:
     """A byte-level Llama of two layers, random weights in float32."""
+    import gguf
+
     tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<pad>", "<s>", "</s>", "ab", "abc"]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(_LAYERS)
