@@ -234,6 +234,8 @@ def packed(
             sys.exit(f"The cache holds {held} bytes where the memory model says {predicted}.")
         ids = tokens(batch)
         ms, *others_ms = timed_in_turn(lambda: decoder.step(ids), *([beside] if beside else []))
+        if "out of memory" in str(decoder.why_eager):
+            raise torch.OutOfMemoryError(decoder.why_eager)
         if decoder.mode is not DecodeMode.GRAPH or decoder.path != FUSED:
             sys.exit(f"The step was not captured or not fused: {decoder.path}.")
         # The weights are the model's; what else was there before is the step that this one is compared with.

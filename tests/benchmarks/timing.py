@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import torch
 
+from kvtuner_core.runtime.capturing import undone_where_it_fails
+
 STEPS = 12
 """Steps that a median is of."""
 
@@ -38,7 +40,8 @@ def captured(step: Callable[[], object]) -> torch.cuda.CUDAGraph:
         step()
         step()
     torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    device = torch.device("cuda", torch.cuda.current_device())
+    with undone_where_it_fails(pool, device), torch.cuda.graph(graph, pool=pool):
         step()
     return graph

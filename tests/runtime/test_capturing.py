@@ -43,3 +43,29 @@ def test_of_a_capture_that_succeeds_nothing_is_undone(left):
     with undone_where_it_fails((0, 7), torch.device("cuda", 1)):
         left["stream"] = "capturing"
     assert left == {"stream": "capturing", "ended": []}
+
+
+def _fail_twice():
+    with undone_where_it_fails((0, 7), torch.device("cuda", 1)):
+        try:
+            raise RuntimeError("out of memory")
+        finally:
+            raise RuntimeError("invalidated")
+
+
+def test_what_broke_a_capture_off_is_what_is_said(left):
+    with pytest.raises(RuntimeError, match="out of memory"):
+        _fail_twice()
+    assert left["ended"] == [(1, (0, 7))]
+
+
+def _fail_after_another(left):
+    try:
+        raise RuntimeError("of before")
+    except RuntimeError:
+        _fail(left, RuntimeError("invalidated"))
+
+
+def test_an_error_that_is_being_handled_already_is_not_what_broke_it_off(left):
+    with pytest.raises(RuntimeError, match="invalidated"):
+        _fail_after_another(left)
