@@ -76,6 +76,14 @@ class KVPolicy:
         return all(pair.is_full for layer in self.layers for pair in layer.pairs)
 
     @property
+    def by_layers(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """What to sort policies by so that those that agree on their first layers lie together.
+
+        Scoring one after the other does the layers on which they agree only once.
+        """
+        return tuple(tuple((pair.key_bits, pair.value_bits) for pair in layer.pairs) for layer in self.layers)
+
+    @property
     def has_heads(self) -> bool:
         """Whether a layer has bits per head."""
         return any(layer.heads for layer in self.layers)

@@ -135,7 +135,9 @@ class _Sizes:
         self.pass_rows = _pass_rows(loaded.device, info.parameters, info.vocabulary)
         rows = max(self.pass_rows, *(len(prompt.suffix) for prompt in prompts))
         attended = info.query_heads * info.layers[0].key_dim * item + max(per_layer)
-        self.fixed = suffix * (4 * info.vocabulary + len(info.layers) * (attended + info.hidden_size * item))
+        # On a CPU each layer's output is held twice: in full precision, and under the policy that was run last.
+        outputs = (2 if loaded.device.type == "cpu" else 1) * info.hidden_size * item
+        self.fixed = suffix * (4 * info.vocabulary + len(info.layers) * (attended + outputs))
         batch = min(self.batch_tokens, sum(len(prompt.prefix) + 2 * len(prompt.suffix) for prompt in prompts))
         chunk = min(chunk_tokens(loaded.device, longest), longest)
         scores = sum(len(prompt.suffix) * (len(prompt.prefix) + 2 * len(prompt.suffix)) for prompt in prompts)

@@ -34,8 +34,7 @@ from kvtuner_core.runtime.interception import (
 )
 from kvtuner_core.runtime.layer_graphs import LayerGraphs
 from kvtuner_core.runtime.prompts import CutPrompt
-
-Precisions = tuple[LayerPrecision, ...]
+from kvtuner_core.runtime.trail import Precisions, Trail
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -319,6 +318,16 @@ class Replayer:
             captured = graphs.instead_of(self.layers, start)
         with captured:
             return self._from(batch, attention, start, outputs)
+
+    def logits_along(self, batch: Batch, banked: Sequence[Banked], policy: Precisions, trail: Trail) -> Tensor:
+        """Like `logits` of one policy, from the layer where it leaves the trail, which then is its own."""
+        start, known = trail.start(policy)
+        if self.layers is None:
+            raise ValueError("A trail needs decoder layers that can be skipped.")
+        with recorded_outputs(self.layers) as outputs:
+            logits = self._from(batch, self._attention(batch, banked, [policy], 1), start, known)
+        trail.keep(policy, [*known[:start], *outputs[start:]])
+        return logits
 
     def from_half(
         self,

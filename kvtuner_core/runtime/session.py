@@ -26,12 +26,12 @@ from kvtuner_core.runtime.replay import (
     Batch,
     Captured,
     Part,
-    Precisions,
     Replayer,
     gathers,
     leading_full_layers,
 )
 from kvtuner_core.runtime.scoring import Observed, policy_score
+from kvtuner_core.runtime.trail import Precisions, Trail
 from kvtuner_core.runtime.visibility import Layout
 from kvtuner_core.runtime.watching import Watch
 
@@ -52,6 +52,7 @@ class Prepared:
         outputs: Each decoder layer's output, empty where layers cannot be skipped.
         captured: Each cached layer's attention inputs.
         graphs: Layers of its passes that are captured, or are to be; ``None`` where they cannot be.
+        trail: What passes of one policy each start from, on a CPU; ``None`` where layers cannot be skipped.
     """
 
     batch: Batch
@@ -60,10 +61,14 @@ class Prepared:
     outputs: list[object]
     captured: dict[int, Captured]
     graphs: LayerGraphs | None
+    trail: Trail | None
 
 
 class Session:
     """Scores policies on the prompts of one `EvaluationSpec`.
+
+    On a CPU each policy has a pass of its own, which starts where it leaves the one before: policies that agree
+    on their first layers are best scored one after the other.
 
     On a GPU every pass has rows for ``together`` policies, however many are scored: a matrix product
     of another shape would be rounded in another way, so a score would depend on its company.
@@ -211,6 +216,9 @@ class Session:
 
     def _moved(self, prepared: Prepared, policies: Sequence[Precisions]) -> list[Divergence]:
         with torch.inference_mode(), planless(self._longest):
+            if prepared.trail is not None and len(policies) == 1:
+                along = self._replayer.logits_along(prepared.batch, prepared.banked, policies[0], prepared.trail)
+                return divergences(prepared.reference, along, 1)
             logits = self._replayer.logits(
                 prepared.batch,
                 prepared.banked,
@@ -251,9 +259,14 @@ class Session:
         reference = Reference.of(logits, batch.labels)
         if outputs and not self._can_skip(batch, banked, reference, outputs):
             outputs = []
-        graphs = self._graphs(banked, captured)
         return Prepared(
-            batch=batch, banked=banked, reference=reference, outputs=outputs, captured=captured, graphs=graphs
+            batch=batch,
+            banked=banked,
+            reference=reference,
+            outputs=outputs,
+            captured=captured,
+            graphs=self._graphs(banked, captured),
+            trail=Trail(outputs) if outputs and self.together == 1 and self.loaded.device.type == "cpu" else None,
         )
 
     def _stacks(self, batch: Batch, part: Part, layouts: Sequence[Layout]) -> bool:

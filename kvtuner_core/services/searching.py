@@ -138,15 +138,17 @@ def _baseline(policy: KVPolicy, score: PolicyScore, geometry: tuple[LayerGeometr
 def _evaluate(
     measurements: Measurements, uniform: _Found, front: _Found
 ) -> Generator[Progress, None, tuple[_Found, _Found]]:
-    total = len(uniform) + len(front)
-    scored: list[Candidate] = []
-    yield Progress(stage=EVALUATION_STAGE, done=0, total=total, message="Front and baselines on evaluation prompts")
     chosen = (*uniform, *front)
-    with closing(measurements.score_many([candidate.policy for candidate in chosen])) as scores:
-        for candidate, score in zip(chosen, scores, strict=True):
-            scored.append(replace(candidate, evaluation=score))
-            yield _candidate_progress(measurements, EVALUATION_STAGE, scored[-1], (len(scored), total))
-    return tuple(scored[: len(uniform)]), tuple(scored[len(uniform) :])
+    total = len(chosen)
+    scored: dict[int, Candidate] = {}
+    yield Progress(stage=EVALUATION_STAGE, done=0, total=total, message="Front and baselines on evaluation prompts")
+    order = sorted(range(total), key=lambda place: chosen[place].policy.by_layers)
+    with closing(measurements.score_many([chosen[place].policy for place in order])) as scores:
+        for place, score in zip(order, scores, strict=True):
+            scored[place] = replace(chosen[place], evaluation=score)
+            yield _candidate_progress(measurements, EVALUATION_STAGE, scored[place], (len(scored), total))
+    both = tuple(scored[place] for place in range(total))
+    return both[: len(uniform)], both[len(uniform) :]
 
 
 def _candidate_progress(

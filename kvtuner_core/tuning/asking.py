@@ -26,7 +26,7 @@ def answered(
 
     A policy that was asked before is answered again without an evaluation, so a count of
     evaluations is a count of different policies, whichever the solver. The policies of a batch
-    may be scored at once; candidates come in the order in which they were asked for.
+    may be scored at once; those of a batch come ordered by their layers (`KVPolicy.by_layers`).
 
     Args:
         asking: The solver.
@@ -40,6 +40,7 @@ def answered(
         while batch:
             new = tuple(dict.fromkeys(policy for policy in batch if policy not in known))
             new = new[: evaluations - len(known)]
+            new = tuple(sorted(new, key=lambda policy: policy.by_layers))
             with closing(scorer.score_many(new)) as scores:
                 for policy, score in zip(new, scores, strict=True):
                     known[policy] = _candidate(policy, score, geometry, order=len(known))

@@ -189,8 +189,30 @@ def test_layers_before_the_first_quantised_one_are_skipped_exactly():
     policy = KVPolicy.from_pairs(pairs, scheme=scheme)
     skipping = session.score(policy)
     assert session.prepared[0].outputs
-    session.prepared[0].outputs = []
+    for prepared in session.prepared:
+        prepared.outputs, prepared.trail = [], None
     assert session.score(policy).kl == skipping.kl
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3", "gpt_neox", "phi"])
+def test_a_score_does_not_depend_on_the_policies_before_it(family):
+    """Each pass starts where its policy leaves the one before: also after full precision, and after itself."""
+    scheme = QuantScheme.kivi(group_size=8, residual_length=4, sink_length=2)
+    session = Session(make_loaded(tiny_model(family)), make_spec(scheme))
+    assert all(prepared.trail is not None for prepared in session.prepared)
+    rng = np.random.default_rng(3)
+    choices = [PrecisionPair.parse(name) for name in ("K2V4", "KV16", "K8V2")]
+    policies = [
+        KVPolicy.from_pairs([choices[index] for index in rng.integers(0, 3, len(session.layers))], scheme=scheme)
+        for _ in range(12)
+    ]
+    policies += [policies[-1], mixed_policy(scheme, len(session.layers), heads=session.layers[0].kv_heads)]
+    along = [session.score(policy) for policy in policies]
+    for policy, found in zip(policies, along, strict=True):
+        for prepared in session.prepared:
+            prepared.trail = None
+        alone = session.score(policy)
+        assert dataclasses.replace(found, seconds=0) == dataclasses.replace(alone, seconds=0)
 
 
 def test_a_small_bank_gives_the_same_scores(monkeypatch):

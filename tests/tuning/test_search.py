@@ -58,7 +58,7 @@ def test_the_same_scores_give_the_same_policies_and_a_cut_run_is_a_prefix():
 
 
 def test_the_first_generation_holds_the_extremes_and_the_uniform_policies():
-    first = [item.policy.name for item in islice(_search().candidates(TableScorer(WEIGHTS)), 20)]
+    first = [item.policy.name for item in islice(_search(population=20).candidates(TableScorer(WEIGHTS)), 20)]
     assert {"K8V8", "K8V4", "K4V4", "K4V2", "K2V2"} <= set(first)
 
 

@@ -113,7 +113,7 @@ def test_what_was_asked_before_is_answered_without_an_evaluation():
 
     scorer = TableScorer((1.0, 1.0))
     found = list(answered(asking(), scorer, geometry(2), evaluations=10))
-    assert [item.policy for item in found] == [one, two]
+    assert [item.policy for item in found] == [two, one], "Ordered by their layers, what was told as it was asked."
     assert [[item.policy for item in batch] for batch in told] == [[one, two, one], [two]]
     assert len(scorer.asked) == 2
 
@@ -149,4 +149,4 @@ def test_a_batch_is_cut_to_the_evaluations_left_before_any_of_it_is_scored():
         yield tuple(policies)
 
     assert len(list(answered(asking(), Batches((1.0,)), geometry(1), evaluations=2))) == 2
-    assert batches == [policies[:2]]
+    assert batches == [[policies[1], policies[0]]], "The last one is left out, then they are ordered by their layers."
