@@ -84,7 +84,7 @@ def open_page() -> Open:
     """Opens a page at an address."""
 
     def opened(name: str, **parameters: str | list[str]) -> AppTest:
-        app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+        app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=180)
         app.run()
         if name != "overview":
             app.switch_page(f"pages/{name}.py")
