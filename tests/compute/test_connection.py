@@ -47,12 +47,12 @@ def test_a_model_stays_on_its_worker_and_a_second_task_finds_the_other(elsewhere
     for _ in range(4):
         compute.run(scripted("go"))
     assert len(pids(tmp_path)) == 1
-    other = threading.Thread(target=compute.run, args=(scripted("slow 0.2", tokens=5),))
+    other = threading.Thread(target=compute.run, args=(scripted("slow 0.5", tokens=6),))
     other.start()
     time.sleep(0.3)
     began = time.monotonic()
     compute.run(scripted("go"))
-    assert time.monotonic() - began < 0.7
+    assert time.monotonic() - began < 2.5
     other.join()
     assert len(pids(tmp_path)) == 2
     compute.close()
