@@ -1,11 +1,11 @@
 """The search that a surrogate guides: solve it exactly, evaluate its front, refit, solve again.
 
-The first evaluations, half of them but no more than fifty, are spread along the additive front:
-fewer leave gaps, which later ones only fill where the calibration prompts were kind. Each later
-batch is the part of the refitted front that promises to add most to what is known. Where that front
-holds too little that is new, the rest of the batch comes from fronts of models drawn from the
-posterior: plausible given what was seen, and different where little was. Larger batches are multiples
-of eight, so that passes of several policies, on one device or two, are full ones.
+Half of the evaluations are spread along the additive front first: fewer leave gaps, which later
+ones only fill where the calibration prompts were kind. Each later batch is the part of the refitted
+front that promises to add most to what is known. Where that front holds too little that is new, the
+rest of the batch comes from fronts of models drawn from the posterior: plausible given what was
+seen, and different where little was. Larger batches are multiples of eight, so that passes of
+several policies, on one device or two, are full ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,6 @@ from kvtuner_core.tuning.spread import Point, spread
 from kvtuner_core.tuning.surrogate import Surrogate
 
 _FIRST_SHARE = 2
-_FIRST_MOST = 50
 _BATCHES = 20
 _SMALLEST_BATCH = 4
 _PASS = 8
@@ -96,7 +95,7 @@ def guided_asking(choices: Choices, model: Surrogate, *, evaluations: int, seed:
     """
     rng = np.random.default_rng(seed)
     size = max(_SMALLEST_BATCH, evaluations // _BATCHES)
-    first = max(size, min(evaluations // _FIRST_SHARE, _FIRST_MOST))
+    first = max(size, evaluations // _FIRST_SHARE)
     if size >= _PASS:
         size, first = -(-size // _PASS) * _PASS, first // _PASS * _PASS
     known = _Known(choices, model)

@@ -73,6 +73,13 @@ def test_auto_is_no_worse_than_any_other_at_equal_evaluations(seed, evaluations)
     assert volumes["nsga2-warm"] > volumes["nsga2"]
 
 
+def test_half_of_what_auto_asks_for_lies_along_the_additive_front():
+    additive, _ = _run("additive", evaluations=70)
+    auto, _ = _run("auto", evaluations=140)
+    assert len(additive) == 70
+    assert {item.policy for item in auto[:70]} == {item.policy for item in additive}
+
+
 def test_where_layers_do_not_interact_the_additive_front_is_the_true_one():
     found, _ = _run("additive", TableScorer(WEIGHTS), evaluations=400)
     every, _ = _run("auto", TableScorer(WEIGHTS), evaluations=400)
