@@ -324,9 +324,12 @@ class Replayer:
         start, known = trail.start(policy)
         if self.layers is None:
             raise ValueError("A trail needs decoder layers that can be skipped.")
+        known = known[:start]
+        # What lies beyond goes before the pass fills its place: two outputs of a layer are held, never three.
+        trail.keep(policy[:start], known)
         with recorded_outputs(self.layers) as outputs:
             logits = self._from(batch, self._attention(batch, banked, [policy], 1), start, known)
-        trail.keep(policy, [*known[:start], *outputs[start:]])
+        trail.keep(policy, [*known, *outputs[start:]])
         return logits
 
     def from_half(

@@ -32,7 +32,7 @@ class Trail:
         return max(ways, key=lambda way: way[0])
 
     def keep(self, policy: Precisions, outputs: Sequence[Any]) -> None:
-        """Take in what each layer gave under a policy, in place of what was kept before."""
+        """Take in what each layer gave under a policy, or its first ones, in place of what was kept before."""
         self._last = (policy, outputs)
 
 

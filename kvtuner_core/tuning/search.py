@@ -114,6 +114,9 @@ class PolicySearch:
     @property
     def most(self) -> int:
         """Most policies that `candidates` may score."""
+        if self.spec.strategy in _FIXED:
+            # Their policies need not be of the space.
+            return min(self.spec.evaluations, sum(len(batch) for batch in self._asking()))
         within = math.prod(min(size, self.spec.evaluations + 1) for size in self.choices.sizes)
         return min(self.spec.evaluations, within)
 

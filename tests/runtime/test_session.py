@@ -1,4 +1,5 @@
 import dataclasses
+import weakref
 
 import numpy as np
 import pytest
@@ -213,6 +214,28 @@ def test_a_score_does_not_depend_on_the_policies_before_it(family):
             prepared.trail = None
         alone = session.score(policy)
         assert dataclasses.replace(found, seconds=0) == dataclasses.replace(alone, seconds=0)
+
+
+def test_what_a_policy_left_behind_goes_before_the_next_pass_fills_its_place():
+    scheme = QuantScheme.per_token()
+    session = Session(make_loaded(tiny_model("llama")), make_spec(scheme))
+    first, second = (KVPolicy.uniform(name, layers=3, scheme=scheme) for name in ("K4V4", "K2V2"))
+    expected = session.score(first)
+    known, outputs = session.prepared[0].trail.start(first.layers)
+    assert known == 3
+    before, alive = [weakref.ref(output) for output in outputs], []
+    del outputs
+
+    def broken(*_):
+        alive.append(sum(output() is not None for output in before))
+        raise KeyboardInterrupt
+
+    handle = session.loaded.model.model.layers[2].register_forward_hook(broken)
+    with pytest.raises(KeyboardInterrupt):
+        session.score(second)
+    handle.remove()
+    assert alive == [0]
+    assert session.score(first).kl == expected.kl, "A pass that broke off leaves nothing of its own."
 
 
 def test_a_small_bank_gives_the_same_scores(monkeypatch):

@@ -73,6 +73,17 @@ def test_auto_is_no_worse_than_any_other_at_equal_evaluations(seed, evaluations)
     assert volumes["nsga2-warm"] > volumes["nsga2"]
 
 
+@pytest.mark.parametrize("strategy", list(SearchStrategy))
+def test_a_count_of_the_policies_to_come_is_never_too_small(strategy):
+    """Also where the space has two policies, and the strategy has its own list."""
+    for evaluations in (2, 60):
+        search = policy_search(
+            space([((0, 1, 2, 3), "KV8 KV4")]), WEIGHTS[:4], strategy=strategy, evaluations=evaluations, population=2
+        )
+        found = list(search.candidates(TableScorer(WEIGHTS[:4])))
+        assert len(found) == search.most
+
+
 def test_half_of_what_auto_asks_for_lies_along_the_additive_front():
     additive, _ = _run("additive", evaluations=70)
     auto, _ = _run("auto", evaluations=140)
