@@ -214,6 +214,8 @@ class Candidate:
         evaluation: Score on the evaluation prompts, which it did not; only for the front and the
             baselines.
         order: Position in which it was evaluated, from 0.
+        asked: Position in which its solver asked for it, from 0; ``None`` where that was not kept. A batch
+            is evaluated in another order, which says nothing about what fewer evaluations would have found.
     """
 
     policy: KVPolicy
@@ -223,6 +225,7 @@ class Candidate:
     calibration: PolicyScore
     evaluation: PolicyScore | None = None
     order: int = 0
+    asked: int | None = None
 
     @property
     def kl(self) -> Interval:

@@ -40,10 +40,11 @@ def answered(
         while batch:
             new = tuple(dict.fromkeys(policy for policy in batch if policy not in known))
             new = new[: evaluations - len(known)]
+            asked = {policy: place for place, policy in enumerate(new, start=len(known))}
             new = tuple(sorted(new, key=lambda policy: policy.by_layers))
             with closing(scorer.score_many(new)) as scores:
                 for policy, score in zip(new, scores, strict=True):
-                    known[policy] = _candidate(policy, score, geometry, order=len(known))
+                    known[policy] = _candidate(policy, score, geometry, order=len(known), asked=asked[policy])
                     yield known[policy]
             if len(known) == evaluations:
                 return
@@ -55,7 +56,7 @@ def answered(
 
 
 def _candidate(
-    policy: KVPolicy, score: PolicyScore | Unfinished, geometry: tuple[LayerGeometry, ...], *, order: int
+    policy: KVPolicy, score: PolicyScore | Unfinished, geometry: tuple[LayerGeometry, ...], *, order: int, asked: int
 ) -> Told:
     bits = effective_bits(policy, geometry)
     if isinstance(score, Unfinished):
@@ -75,4 +76,5 @@ def _candidate(
         effective_bits=bits,
         calibration=score,
         order=order,
+        asked=asked,
     )

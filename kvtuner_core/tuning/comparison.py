@@ -22,8 +22,8 @@ class SolverRow:
         front: Policies on its front.
         hypervolume: Of calibration losses, below 16 bits and the objective's worst (10 nats for the
             KL), as a share (0 to 1).
-        at_equal: The same after as many evaluations as the shortest of the compared runs of
-            iterative solvers had; of a run that ended earlier, at its end.
+        at_equal: The same of as many policies, those asked for first, as the shortest of the compared
+            runs of iterative solvers had; of a run that ended earlier, at its end.
         unseen: Hypervolume of its front in losses on evaluation prompts.
         regret: Hypervolume that its refitted surrogate says it did not reach.
     """
@@ -72,10 +72,15 @@ def _row(result: SearchResult, equal: int) -> SolverRow:
         ),
         front=len(result.front),
         hypervolume=result.hypervolume,
-        at_equal=hypervolume((item for item in result.candidates if item.order < equal), result.spec.objective),
+        at_equal=hypervolume((item for item in result.candidates if _place(item) < equal), result.spec.objective),
         unseen=_unseen(result.front, result.spec.objective),
         regret=regret(result).regret,
     )
+
+
+def _place(candidate: Candidate) -> int:
+    """Among what was asked for: what a solver asks first is what it would have asked for with fewer evaluations."""
+    return candidate.order if candidate.asked is None else candidate.asked
 
 
 def _unseen(front: Iterable[Candidate], objective: Objective) -> float:

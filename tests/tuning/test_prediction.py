@@ -68,6 +68,19 @@ def test_a_bound_lowers_what_could_be_reached():
     assert regret(few).best < regret(result).best
 
 
+@pytest.mark.parametrize("strategy", [SearchStrategy.ADDITIVE, SearchStrategy.RANDOM])
+def test_a_longer_search_is_cut_to_what_it_asked_for_first(strategy):
+    """Not to what was evaluated first, which for the sake of speed is what has the narrowest first layers."""
+    longer, shorter = (
+        replace(search_result(evaluations=count, strategy=strategy), run=str(count)) for count in (120, 30)
+    )
+    rows = {row.run: row for row in compare([longer, shorter])}
+    assert rows["120"].at_equal == pytest.approx(rows["30"].hypervolume)
+    assert sorted(item.asked for item in longer.candidates) == list(range(120))
+    older = replace(longer, candidates=tuple(replace(item, asked=None) for item in longer.candidates))
+    assert compare([older, shorter])[1].at_equal < rows["30"].hypervolume, "Only the order of evaluation is known."
+
+
 def test_comparable_searches_stand_side_by_side():
     results = [
         replace(search_result(evaluations=count, strategy=strategy), run=str(strategy))
