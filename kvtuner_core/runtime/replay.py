@@ -287,7 +287,8 @@ class Replayer:
         with recorded_outputs(self.layers) as outputs:
             logits = self._logits(batch, attention)
         rows = len(batch.prompts)
-        return logits[: len(batch.labels)], [_first_rows(output, rows) for output in outputs], captured
+        kept = [_first_rows(output, rows, of=rows * attention.copies) for output in outputs]
+        return logits[: len(batch.labels)], kept, captured
 
     def logits(
         self,
@@ -381,10 +382,13 @@ def leading_full_layers(policy: Precisions) -> int:
     return len(policy)
 
 
-def _first_rows(output: Any, rows: int) -> Any:
-    if isinstance(output, tuple):
-        return (output[0][:rows].clone(), *output[1:])
-    return None if output is None else output[:rows].clone()
+def _first_rows(output: Any, rows: int, *, of: int) -> Any:
+    """The first copy of what a layer gave for ``of`` rows; ``None`` where it is not one state per token of each."""
+    states = output[0] if isinstance(output, tuple) else output
+    if states is None or states.ndim != 3 or states.shape[0] != of:
+        return None
+    first = states[:rows].clone()
+    return (first, *output[1:]) if isinstance(output, tuple) else first
 
 
 def _repeated(output: Any, copies: int) -> Any:

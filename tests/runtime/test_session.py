@@ -4,6 +4,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from kvtuner_core.domain.model import ModelSpec
 from kvtuner_core.domain.policy import KVPolicy, LayerPrecision
@@ -214,6 +215,20 @@ def test_a_score_does_not_depend_on_the_policies_before_it(family):
             prepared.trail = None
         alone = session.score(policy)
         assert dataclasses.replace(found, seconds=0) == dataclasses.replace(alone, seconds=0)
+
+
+def test_a_model_whose_layers_give_several_states_per_token_skips_none():
+    """Gemma 3n's layers hand on four states of each token; here, unlike in the real ones, none share their keys."""
+    sizes = {"hidden_size": 64, "intermediate_size": 80, "num_hidden_layers": 3, "vocab_size": 259}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_kv_shared_layers": 0}
+    layers = {"layer_types": ["full_attention"] * 3, "activation_sparsity_pattern": [0.0] * 3, "laurel_rank": 4}
+    beside = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 259}
+    config = transformers.Gemma3nTextConfig(**sizes, **heads, **layers, **beside)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    scheme = QuantScheme.per_token()
+    session = Session(make_loaded(model), make_spec(scheme))
+    assert all(not prepared.outputs and prepared.trail is None for prepared in session.prepared)
+    assert session.score(KVPolicy.uniform("K2V2", layers=3, scheme=scheme)).kl.mean > 0
 
 
 def test_what_a_policy_left_behind_goes_before_the_next_pass_fills_its_place():
