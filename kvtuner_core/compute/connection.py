@@ -6,6 +6,8 @@ import queue
 import socket
 import threading
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -182,7 +184,8 @@ class Connection:
         if pending.home is not None and pending.home not in self._addresses() and not pending.future.done():
             lost, pending.home = pending.future, None
             self._send(pending)
-            lost.cancel()
+            with self._forgiving():
+                lost.cancel()
 
     def _send(self, pending: Pending) -> None:
         from kvtuner_core.compute.worker import Call, run_call
@@ -190,11 +193,25 @@ class Connection:
         topic = self._topic if pending.listen else ""
         call = Call(id=pending.id, task=pending.task, plugin=self._plugin, topic=topic)
         key = f"kvtuner-{uuid.uuid4().hex}"
-        future = self._client.submit(
-            run_call, call, key=key, pure=False, workers=[pending.home] if pending.home else None
-        )
+        try:
+            future = self._client.submit(
+                run_call, call, key=key, pure=False, workers=[pending.home] if pending.home else None
+            )
+        except Exception as error:
+            if self._client.status == "running":
+                raise
+            raise LostConnectionError from error
         pending.future = future
         future.add_done_callback(lambda _: pending.inbox.put(pending.token) if pending.future is future else None)
+
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        """A client that is closed has forgotten its calls already, and refuses to be told so."""
+        try:
+            yield
+        except Exception:
+            if self._client.status == "running":
+                raise
 
     def addresses(self) -> tuple[str, ...]:
         """Addresses of the workers that are there now, ordered by their names.
@@ -230,9 +247,10 @@ class Connection:
         """Forget a call; one that has not begun never will."""
         with self._lock:
             self._pending.pop(pending.id, None)
-        if not pending.future.done():
-            pending.future.cancel()
-        pending.future.release()
+        with self._forgiving():
+            if not pending.future.done():
+                pending.future.cancel()
+            pending.future.release()
 
     def workers(self) -> tuple[tuple[str, str, int | None], ...]:
         """Name, host and process id (``None`` on other machines) of each worker."""

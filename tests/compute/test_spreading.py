@@ -1,5 +1,6 @@
 import functools
 import os
+import queue
 import signal
 import threading
 import time
@@ -7,6 +8,7 @@ import time
 import pytest
 
 from kvtuner_core.compute import DaskCompute, spreading
+from kvtuner_core.compute.connection import LostConnectionError
 from kvtuner_core.domain.model import ModelSpec
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.precision import candidate_pairs
@@ -175,6 +177,21 @@ def test_a_worker_that_measures_otherwise_is_refused(tmp_path):
     text = str(caught.value)
     assert "has the model as cpu bfloat16, the job began with cpu float32. Set the model's device" in text
     assert "\n" not in text
+
+
+def test_a_call_of_a_connection_that_was_closed_can_be_released_and_no_other_is_sent(tmp_path):
+    """Closing may come between any two steps of who waits for the answers."""
+    compute = DaskCompute(
+        cache_dir=tmp_path, processes=1, runner_factory=functools.partial(MeasuringRunner, str(tmp_path))
+    )
+    connection = compute._connected()
+    (tmp_path / "slow").write_text("0.5")
+    inbox = queue.SimpleQueue()
+    pending = connection.submit_to(connection.addresses()[0], SCORES[0], inbox=inbox)
+    compute.close()
+    connection.release(pending)
+    with pytest.raises(LostConnectionError):
+        connection.submit_to("tcp://127.0.0.1:1", SCORES[1], inbox=inbox)
 
 
 def test_closing_in_the_middle_is_one_clear_error(tmp_path):
