@@ -1,5 +1,6 @@
 """A client of Dask workers: sends calls, hands their events to whoever waits, and stops them."""
 
+import contextlib
 import functools
 import hashlib
 import queue
@@ -7,7 +8,6 @@ import socket
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -184,7 +184,7 @@ class Connection:
         if pending.home is not None and pending.home not in self._addresses() and not pending.future.done():
             lost, pending.home = pending.future, None
             self._send(pending)
-            with self._forgiving():
+            with contextlib.suppress(LostConnectionError), self._while_connected():
                 lost.cancel()
 
     def _send(self, pending: Pending) -> None:
@@ -193,25 +193,22 @@ class Connection:
         topic = self._topic if pending.listen else ""
         call = Call(id=pending.id, task=pending.task, plugin=self._plugin, topic=topic)
         key = f"kvtuner-{uuid.uuid4().hex}"
-        try:
+        with self._while_connected():
             future = self._client.submit(
                 run_call, call, key=key, pure=False, workers=[pending.home] if pending.home else None
             )
+        pending.future = future
+        future.add_done_callback(lambda _: pending.inbox.put(pending.token) if pending.future is future else None)
+
+    @contextlib.contextmanager
+    def _while_connected(self) -> Iterator[None]:
+        """Whatever Dask raises of a client that is closed, or being closed, is a lost connection."""
+        try:
+            yield
         except Exception as error:
             if self._client.status == "running":
                 raise
             raise LostConnectionError from error
-        pending.future = future
-        future.add_done_callback(lambda _: pending.inbox.put(pending.token) if pending.future is future else None)
-
-    @contextmanager
-    def _forgiving(self) -> Iterator[None]:
-        """A client that is closed has forgotten its calls already, and refuses to be told so."""
-        try:
-            yield
-        except Exception:
-            if self._client.status == "running":
-                raise
 
     def addresses(self) -> tuple[str, ...]:
         """Addresses of the workers that are there now, ordered by their names.
@@ -247,7 +244,8 @@ class Connection:
         """Forget a call; one that has not begun never will."""
         with self._lock:
             self._pending.pop(pending.id, None)
-        with self._forgiving():
+        # A client that is closed has forgotten the call already.
+        with contextlib.suppress(LostConnectionError), self._while_connected():
             if not pending.future.done():
                 pending.future.cancel()
             pending.future.release()

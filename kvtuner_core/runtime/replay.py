@@ -34,7 +34,7 @@ from kvtuner_core.runtime.interception import (
 )
 from kvtuner_core.runtime.layer_graphs import LayerGraphs
 from kvtuner_core.runtime.prompts import CutPrompt
-from kvtuner_core.runtime.trail import Precisions, Trail
+from kvtuner_core.runtime.trail import Precisions, Trail, leading_full_layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -322,9 +322,9 @@ class Replayer:
 
     def logits_along(self, batch: Batch, banked: Sequence[Banked], policy: Precisions, trail: Trail) -> Tensor:
         """Like `logits` of one policy, from the layer where it leaves the trail, which then is its own."""
-        start, known = trail.start(policy)
         if self.layers is None:
             raise ValueError("A trail needs decoder layers that can be skipped.")
+        start, known = trail.start(policy)
         known = known[:start]
         # What lies beyond goes before the pass fills its place: two outputs of a layer are held, never three.
         trail.keep(policy[:start], known)
@@ -372,14 +372,6 @@ class Replayer:
                 return self.head.logits(states.flatten(0, 1))
             logits: Tensor = self.model(input_ids=ids, position_ids=positions, use_cache=False).logits
         return logits.flatten(0, 1)
-
-
-def leading_full_layers(policy: Precisions) -> int:
-    """Number of leading layers that are not quantised."""
-    for index, layer in enumerate(policy):
-        if not all(pair.is_full for pair in layer.pairs):
-            return index
-    return len(policy)
 
 
 def _first_rows(output: Any, rows: int, *, of: int) -> Any:

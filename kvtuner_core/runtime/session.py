@@ -28,10 +28,9 @@ from kvtuner_core.runtime.replay import (
     Part,
     Replayer,
     gathers,
-    leading_full_layers,
 )
 from kvtuner_core.runtime.scoring import Observed, policy_score
-from kvtuner_core.runtime.trail import Precisions, Trail
+from kvtuner_core.runtime.trail import Precisions, Trail, leading_full_layers
 from kvtuner_core.runtime.visibility import Layout
 from kvtuner_core.runtime.watching import Watch
 

@@ -27,13 +27,18 @@ class Trail:
 
     def start(self, policy: Precisions) -> tuple[int, Sequence[Any]]:
         """How many leading layers a policy shares with what was run, and outputs that hold theirs."""
-        exact = (LayerPrecision(),) * len(policy)
-        ways = ((shared_layers(policy, exact), self.full), (shared_layers(policy, self._last[0]), self._last[1]))
+        last, outputs = self._last
+        ways = ((leading_full_layers(policy), self.full), (shared_layers(policy, last), outputs))
         return max(ways, key=lambda way: way[0])
 
     def keep(self, policy: Precisions, outputs: Sequence[Any]) -> None:
         """Take in what each layer gave under a policy, or its first ones, in place of what was kept before."""
         self._last = (policy, outputs)
+
+
+def leading_full_layers(policy: Precisions) -> int:
+    """Number of leading layers that are not quantised."""
+    return shared_layers(policy, (LayerPrecision(),) * len(policy))
 
 
 def shared_layers(policy: Precisions, other: Precisions) -> int:

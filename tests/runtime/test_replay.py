@@ -3,7 +3,6 @@ import torch
 from kvtuner_core.domain.policy import LayerPrecision
 from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.scheme import QuantScheme
-from kvtuner_core.runtime.replay import leading_full_layers
 from kvtuner_core.runtime.session import Session
 from tests.fakes.models import tiny_model
 from tests.runtime.test_session import TEXTS, make_loaded, make_spec
@@ -11,13 +10,6 @@ from tests.runtime.test_session import TEXTS, make_loaded, make_spec
 
 def _layers(*names):
     return tuple(LayerPrecision(pair=PrecisionPair.parse(name)) for name in names)
-
-
-def test_leading_full_layers_are_counted():
-    assert leading_full_layers(_layers("KV16", "K16V8", "KV16")) == 1
-    assert leading_full_layers(_layers("KV16", "KV16")) == 2
-    heads = LayerPrecision(heads=(PrecisionPair.parse("KV16"), PrecisionPair.parse("KV2")))
-    assert leading_full_layers((heads,)) == 0
 
 
 def test_policies_run_together_as_they_run_alone():

@@ -1,6 +1,6 @@
 from kvtuner_core.domain.policy import LayerPrecision
 from kvtuner_core.domain.precision import PrecisionPair
-from kvtuner_core.runtime.trail import Trail, shared_layers
+from kvtuner_core.runtime.trail import Trail, leading_full_layers, shared_layers
 
 
 def _layers(*names):
@@ -22,3 +22,10 @@ def test_full_precision_is_the_same_however_it_is_written():
     assert shared_layers((heads, heads), _layers("KV16", "KV8")) == 1
     half = LayerPrecision(heads=(PrecisionPair.parse("KV16"), PrecisionPair.parse("KV8")))
     assert shared_layers((half,), _layers("KV16")) == 0
+
+
+def test_leading_full_layers_are_counted():
+    assert leading_full_layers(_layers("KV16", "K16V8", "KV16")) == 1
+    assert leading_full_layers(_layers("KV16", "KV16")) == 2
+    heads = LayerPrecision(heads=(PrecisionPair.parse("KV16"), PrecisionPair.parse("KV2")))
+    assert leading_full_layers((heads,)) == 0
