@@ -1,6 +1,7 @@
 """Converts a GGUF file to safetensors once, and finds the conversion again."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import shutil
@@ -116,7 +117,7 @@ def _convert(path: Path, folder: Path) -> None:
 
 def _reading(path: Path, read: Callable[[], Any]) -> Any:
     try:
-        with _no_progress_bar():
+        with _no_progress_bar(), _read_once():
             return read()
     # A damaged file can make the libraries below transformers raise anything, plain exceptions included.
     except Exception as error:
@@ -137,6 +138,25 @@ def _no_progress_bar() -> Iterator[None]:
         yield
     finally:
         setattr(module, "tqdm", original)  # noqa: B010
+
+
+@contextlib.contextmanager
+def _read_once() -> Iterator[None]:
+    """Parse the file once, not for config, weights and tokenizer each, and list names once, not for every module."""
+    try:
+        import gguf
+    except ImportError:
+        yield
+        return
+    names = ("GGUFReader", "get_tensor_name_map")
+    originals = {name: getattr(gguf, name) for name in names}
+    for name, original in originals.items():
+        setattr(gguf, name, functools.cache(original))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(gguf, name, original)
 
 
 def _write(target: Path, write: Callable[[Path], object]) -> None:

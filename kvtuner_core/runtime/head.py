@@ -1,5 +1,6 @@
 """The last matrix of the model, in float32 and without a new gigabyte for every pass."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -7,8 +8,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kvtuner_core.runtime.interception import decoder_of
+from kvtuner_core.runtime.products import HastenedLinear, hastens, linear
 
 _CHUNK = 2048
+_ROWS = 512
 
 
 class Head:
@@ -31,10 +34,10 @@ class Head:
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Head | None":
         """The model's head, or ``None`` where its logits are more than one linear layer (a soft cap)."""
-        linear = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        if type(linear) is not nn.Linear:
+        layer = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        if type(layer) not in (nn.Linear, HastenedLinear):
             return None
-        head = cls(linear.weight, linear.bias)
+        head = cls(layer.weight, layer.bias)
         ids = torch.arange(1, 4, device=model.device)[None]
         with torch.inference_mode():
             mine = head.logits(final_states(model, input_ids=ids)[0])
@@ -54,9 +57,14 @@ class Head:
         if buffer.shape[0] < rows or buffer.dtype != exact.dtype or buffer.device != exact.device:
             buffer = self._buffer = exact.new_empty((rows, vocabulary))
         logits = buffer[:rows]
-        for start in range(0, vocabulary, _CHUNK):
-            part = slice(start, start + _CHUNK)
-            torch.mm(exact, self._weight[part].to(exact.dtype).t(), out=logits[:, part])
+        step = _ROWS if hastens() else rows
+        for first, start in itertools.product(range(0, rows, step), range(0, vocabulary, _CHUNK)):
+            some, part = slice(first, first + step), slice(start, start + _CHUNK)
+            weight = self._weight[part].to(exact.dtype)
+            if hastens():
+                logits[some, part] = linear(exact[some], weight)
+            else:
+                torch.mm(exact[some], weight.t(), out=logits[some, part])
         return logits if self._bias is None else logits.add_(self._bias)
 
 

@@ -26,6 +26,7 @@ from kvtuner_core.domain.model import DeviceChoice, DtypeChoice, LayerGeometry, 
 from kvtuner_core.errors import ModelError
 from kvtuner_core.runtime.geometry import describe_config, layer_geometry, model_info
 from kvtuner_core.runtime.gguf import converted_folder, gguf_config
+from kvtuner_core.runtime.products import hasten
 from kvtuner_core.runtime.provenance import is_out_of_memory
 from kvtuner_core.runtime.references import ReferenceKind, ResolvedReference, bundled_model_path, resolve_reference
 
@@ -174,6 +175,8 @@ def _read_model(
     _check_complete(resolved, found["missing_keys"])
     model.eval()  # type: ignore[no-untyped-call]
     model.requires_grad_(False)
+    if device.type == "cpu":
+        hasten(model)
     return model
 
 
