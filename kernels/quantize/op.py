@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +26,8 @@ __all__ = [
 
 BITS = (8, 4, 3, 2)
 """Bit widths that can be packed."""
+
+Implementation = Literal["auto", "reference", "triton"]
 
 _UNIT = {8: (1, 1), 4: (2, 1), 3: (8, 3), 2: (4, 1)}
 
@@ -171,7 +175,7 @@ def dequantize(packed: Packed, *, dtype: torch.dtype) -> Tensor:
     return reference.rotate(values, dtype=dtype) if packed.rotated else values
 
 
-def simulate(
+def simulate(  # noqa: PLR0913
     x: Tensor,
     *,
     bits: int,
@@ -180,13 +184,15 @@ def simulate(
     symmetric: bool = False,
     scale_dtype: torch.dtype = torch.float16,
     rotated: bool = False,
+    implementation: Implementation = "auto",
 ) -> Tensor:
     """``dequantize(quantize(x))`` in the dtype of ``x``, without packing; equal to it in every value.
 
-    Arguments and errors are those of `quantize`; the result is ``[B, H, T, D]``, a new tensor.
+    Arguments and errors are those of `quantize`; the result is ``[B, H, T, D]``, a new tensor. ``auto`` takes the
+    kernel on CUDA and the reference elsewhere, and where a gradient is wanted.
     """
     _check(x, bits=bits, granularity=granularity, group_size=group_size, scale_dtype=scale_dtype)
-    values = reference.simulate(
+    values: Tensor = _implementation(x, implementation).simulate(
         reference.rotate(x) if rotated else x,
         bits=bits,
         granularity=granularity,
@@ -210,7 +216,7 @@ class RowBits:
     widths: Sequence[int]
 
 
-def simulate_each(
+def simulate_each(  # noqa: PLR0913
     x: Tensor,
     *,
     bits: RowBits,
@@ -219,6 +225,7 @@ def simulate_each(
     symmetric: bool = False,
     scale_dtype: torch.dtype = torch.float16,
     rotated: bool = False,
+    implementation: Implementation = "auto",
 ) -> Tensor:
     """`simulate` with a width for every sequence, or for each of its heads; nothing on the host depends on them.
 
@@ -230,6 +237,7 @@ def simulate_each(
         symmetric: As in `quantize`.
         scale_dtype: As in `quantize`.
         rotated: As in `quantize`.
+        implementation: As in `simulate`.
 
     Returns:
         ``[B, H, T, D]`` in the dtype of ``x``, equal to `simulate` in every value.
@@ -241,17 +249,25 @@ def simulate_each(
         _check(x, bits=width, granularity=granularity, group_size=group_size, scale_dtype=scale_dtype)
     if not bits.widths:
         return x
-    values = reference.simulate_each(
+    values: Tensor = _implementation(x, implementation).simulate_each(
         reference.rotate(x) if rotated else x,
         bits=bits.bits,
-        widths=bits.widths,
         granularity=granularity,
         group_size=group_size,
         symmetric=symmetric,
         scale_dtype=scale_dtype,
     )
-    values = reference.rotate(values, dtype=x.dtype) if rotated else values
-    return torch.where(bits.bits > max(BITS), x, values)
+    if not rotated:
+        return values
+    return torch.where(bits.bits > max(BITS), x, reference.rotate(values, dtype=x.dtype))
+
+
+def _implementation(x: Tensor, wanted: Implementation) -> ModuleType:
+    if wanted == "triton" or (wanted == "auto" and x.is_cuda and not (torch.is_grad_enabled() and x.requires_grad)):
+        from kernels.quantize import triton_impl
+
+        return triton_impl
+    return reference
 
 
 def _check(x: Tensor, *, bits: int, granularity: str, group_size: int, scale_dtype: torch.dtype) -> None:

@@ -27,13 +27,14 @@ were quantised; dequantising multiplies by it again, since it is its own inverse
                         | H_n  -H_n |                 of two in D: m blocks, each times H_n
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 Granularity = Literal["token", "channel"]
+
+_WIDEST = 8
 
 
 def quantize(
@@ -102,7 +103,6 @@ def simulate_each(
     x: Tensor,
     *,
     bits: Tensor,
-    widths: Sequence[int],
     granularity: Granularity,
     group_size: int,
     symmetric: bool,
@@ -112,8 +112,7 @@ def simulate_each(
 
     Args:
         x: ``[B, H, T, D]``, finite.
-        bits: ``[B, 1, 1, 1]`` or ``[B, H, 1, 1]`` integers; where it is none of ``widths`` the result means nothing.
-        widths: Widths that may occur, at least one.
+        bits: ``[B, 1, 1, 1]`` or ``[B, H, 1, 1]`` integers; where it is above 8, values stay as they are.
         granularity: What one scale covers.
         group_size: Values that share a scale.
         symmetric: Whether the offset is left out.
@@ -122,18 +121,20 @@ def simulate_each(
     Returns:
         ``[B, H, T, D]`` in the dtype of ``x``, the bits that `simulate` gives.
     """
+    values = _simulate_each(
+        x, bits, granularity=granularity, group_size=group_size, symmetric=symmetric, scale_dtype=scale_dtype
+    )
+    return torch.where(bits > _WIDEST, x, values)
+
+
+def _simulate_each(
+    x: Tensor, bits: Tensor, *, granularity: Granularity, group_size: int, symmetric: bool, scale_dtype: torch.dtype
+) -> Tensor:
     grouped = _group(x, granularity, group_size)
     dim, bits = _group_dim(granularity), bits[..., None].int()
     low, high = grouped.amin(dim, keepdim=True).float(), grouped.amax(dim, keepdim=True).float()
     steps = torch.bitwise_left_shift(torch.ones_like(bits), bits - int(symmetric)).sub_(1).float()
-    span = torch.maximum(high, -low) if symmetric else high - low
-    scale = None
-    for width in widths:
-        # Divided by a number, as `simulate` does: by a tensor of it a GPU rounds in another way.
-        own = _store(span / (2 ** (width - int(symmetric)) - 1), scale_dtype)
-        scale = own if scale is None else torch.where(bits == width, own, scale)
-    if scale is None:
-        raise ValueError("widths must name at least one width; got none.")
+    scale = _store((torch.maximum(high, -low) if symmetric else high - low) / steps, scale_dtype)
     divisor = scale.float().masked_fill(scale == 0, torch.inf)
     if symmetric:
         codes = (grouped / divisor).round_()
@@ -224,9 +225,11 @@ def _scale_and_offset(
     grouped: Tensor, dim: int, *, bits: int, symmetric: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
     low, high = grouped.amin(dim, keepdim=True).float(), grouped.amax(dim, keepdim=True).float()
+    # A GPU multiplies by the reciprocal of a number, which is rounded in another way than dividing by a tensor is.
+    steps = low.new_full((), 2 ** (bits - int(symmetric)) - 1)
     if symmetric:
-        return _store(torch.maximum(high, -low) / (2 ** (bits - 1) - 1), dtype), None
-    return _store((high - low) / (2**bits - 1), dtype), _store(low, dtype)
+        return _store(torch.maximum(high, -low).div_(steps), dtype), None
+    return _store((high - low).div_(steps), dtype), _store(low, dtype)
 
 
 def _store(numbers: Tensor, dtype: torch.dtype) -> Tensor:
