@@ -18,6 +18,7 @@ from kvtuner_core.tuning.asking import Asking, Told
 from kvtuner_core.tuning.choices import Choice, Choices
 from kvtuner_core.tuning.coupled import coupled_front
 from kvtuner_core.tuning.refitting import Observations
+from kvtuner_core.tuning.ridge import one_thread
 from kvtuner_core.tuning.spread import Point, spread
 from kvtuner_core.tuning.surrogate import Surrogate
 
@@ -126,12 +127,13 @@ class _Known:
 
     def next(self, *, size: int, rng: np.random.Generator) -> tuple[Choice, ...]:
         """Up to ``size`` new choices: of the refitted model, then of ones that are drawn; none where all are known."""
-        refit = self._observations.refitted()
-        batch = self._unseen(refit.mean(), {}, size=size)
-        for _ in range(_DRAWS):
-            if len(batch) == size:
-                break
-            batch |= self._unseen(refit.drawn(rng), batch, size=size - len(batch))
+        with one_thread():
+            refit = self._observations.refitted()
+            batch = self._unseen(refit.mean(), {}, size=size)
+            for _ in range(_DRAWS):
+                if len(batch) == size:
+                    break
+                batch |= self._unseen(refit.drawn(rng), batch, size=size - len(batch))
         return tuple(batch)
 
     def _unseen(self, model: Surrogate, batch: Mapping[Choice, Point], *, size: int) -> dict[Choice, Point]:

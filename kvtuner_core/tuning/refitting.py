@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from kvtuner_core.domain.objective import Objective
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.tuning.coupling import Pairwise, coupling_of, pair_features
-from kvtuner_core.tuning.ridge import Fit, Ridge
+from kvtuner_core.tuning.ridge import Fit, Ridge, one_thread
 from kvtuner_core.tuning.surrogate import SMALLEST_FACTOR, Surrogate
 
 _FLOOR = 1e-7
@@ -110,6 +110,10 @@ class Observations:
 
     def _fits(self, kinds: Sequence[Pairwise]) -> tuple[Surrogate, list["_Kind"]]:
         """The model on the scale of the evaluations, and a fit for each kind of pairwise terms."""
+        with one_thread():
+            return self._fitted(kinds)
+
+    def _fitted(self, kinds: Sequence[Pairwise]) -> tuple[Surrogate, list["_Kind"]]:
         columns = np.array(self._columns[-_MOST_OBSERVED:], dtype=np.int64)
         losses = np.array(self._losses[-_MOST_OBSERVED:])
         layers = np.arange(columns.shape[1])

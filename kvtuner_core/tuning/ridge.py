@@ -5,14 +5,29 @@ to any noise, the errors of evaluations left out one at a time, and (by Woodbury
 with a few more columns of the design.
 """
 
+import functools
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 Array = NDArray[np.float64]
+
+
+def one_thread() -> AbstractContextManager[object]:
+    """In here NumPy's matrices, a few hundred numbers wide, are left to one thread: many wait longer than they work."""
+    limit: AbstractContextManager[object] = _openblas().limit(limits=1)
+    return limit
+
+
+@functools.cache
+def _openblas() -> ThreadpoolController:
+    """That of NumPy; torch has another library, whose threads may be at work."""
+    return ThreadpoolController().select(internal_api="openblas")
 
 
 class Ridge:
