@@ -76,7 +76,11 @@ def _mul_halves(a, b):
 
 @gluon.jit
 def _halves(lo, hi):
-    return gl.inline_asm_elementwise("mov.b32 $0, {$1, $2};", "=r,h,h", [lo, hi], dtype=gl.int32, is_pure=True, pack=1)
+    """Two float32 as a word of two float16."""
+    # one conversion: a word put together of two 16-bit registers would be put together again in every turn
+    return gl.inline_asm_elementwise(
+        "cvt.rn.f16x2.f32 $0, $2, $1;", "=r,f,f", [lo, hi], dtype=gl.int32, is_pure=True, pack=1
+    )
 
 
 @gluon.jit
@@ -291,6 +295,18 @@ def _weighted(words, FIRST: gl.constexpr, p, E0: gl.constexpr, E1: gl.constexpr,
 
 
 @gluon.jit
+def _load_queries(p_query, row, mask, D: gl.constexpr, fours: gl.constexpr, L: gl.constexpr):
+    """Four neighbouring channels of each 16 in a lane, as float32, one after the other."""
+    d = gl.arange(0, 16, layout=gl.SliceLayout(0, fours))
+    out = ()
+    for w in gl.static_range(D // 16):
+        q = gl.load(p_query + row[:, None] * D + w * 16 + d[None, :], mask=mask[:, None], other=0.0)
+        a, b = gl.split(q.to(gl.float32).reshape([8, 4, 2, 2]))
+        out = out + _four(a, b, L)
+    return out
+
+
+@gluon.jit
 def _byte_queries(values, inverse, limb, D: gl.constexpr, L: gl.constexpr):
     """Queries as signed byte limbs: column g holds limb g % 2 (high, low) of row g / 2."""
     out = ()
@@ -307,12 +323,11 @@ def _byte_queries(values, inverse, limb, D: gl.constexpr, L: gl.constexpr):
 @gluon.jit
 def _half_queries(values, inverse, limb, D: gl.constexpr):
     """Queries as float16 pairs (channels 0, 2 and 1, 3 of each four) in the even columns."""
+    factor = gl.where(limb == 0, inverse, 0.0)
     out = ()
     for w in gl.static_range(D // 16):
         for j in gl.static_range(2):
-            lo = gl.where(limb == 0, values[4 * w + j] * inverse, 0.0).to(gl.float16)
-            hi = gl.where(limb == 0, values[4 * w + j + 2] * inverse, 0.0).to(gl.float16)
-            out = out + (_halves(lo, hi),)
+            out = out + (_halves(values[4 * w + j] * factor, values[4 * w + j + 2] * factor),)
     return out
 
 
@@ -405,6 +420,7 @@ def decode_kernel(
     L: gl.constexpr = gl.BlockedLayout([1, 1], [8, 4], [1, 1], [1, 0])
     G: gl.constexpr = gl.SliceLayout(1, L)
     T: gl.constexpr = gl.SliceLayout(0, L)
+    fours: gl.constexpr = gl.BlockedLayout([1, 4], [8, 4], [1, 1], [1, 0])
     run: gl.constexpr = gl.BlockedLayout([4], [32], [1], [0])
     pairs: gl.constexpr = gl.DistributedLinearLayout(
         reg_bases=[[1], [2], [4]],
@@ -473,18 +489,14 @@ def decode_kernel(
         v_scales = _load_pairs(p_vs + at * VS_BLOCK, 1, pairs)
 
     # queries by columns of the operand: row g / 2, limb g % 2
-    column = gl.program_id(2) * 4 + g // 2
-    limb = (g % 2)[:, None]
     zero = gl.full([8, 4], 0.0, gl.float32, layout=L)
-    values = ()
+    column = gl.arange(0, 8, layout=gl.SliceLayout(1, fours))
+    m_column = gl.program_id(2) * 4 + column // 2 < rows
+    p_query += (head * rows + gl.program_id(2) * 4).to(gl.int64) * D
+    values = _load_queries(p_query, column // 2, m_column, D, fours, L)
     top = zero
     totals = ()
     for i in gl.static_range(W * 4):
-        d = t[None, :] * 4 + (i // 4) * 16 + i % 4
-        q = gl.load(
-            p_query + (head * rows + column[:, None]).to(gl.int64) * D + d, mask=column[:, None] < rows, other=0.0
-        )
-        values = values + (q.to(gl.float32),)
         top = gl.maximum(top, gl.abs(values[i]))
     for group in gl.static_range(K_GROUPS):
         total = zero
@@ -496,11 +508,11 @@ def decode_kernel(
         # a power of two above the largest, so that a product with any float16 scale stays finite
         exponent = (top.to(gl.int32, bitcast=True) & 0x7F800000) + (1 << 23)
         unit = exponent.to(gl.float32, bitcast=True)
-        q_half = _half_queries(values, (1.0 / unit)[:, None], limb, D)
+        q_half = _half_queries(values, (1.0 / unit)[:, None], (g % 2)[:, None], D)
         bias = ()
     else:
         unit = top * (1.0 / 16256.0)
-        q_byte = _byte_queries(values, (16256.0 / top)[:, None], limb, D, L)
+        q_byte = _byte_queries(values, (16256.0 / top)[:, None], (g % 2)[:, None], D, L)
         bias = ()
         for group in gl.static_range(K_GROUPS):
             total = gl.sum(totals[group], axis=1) * (16256.0 / top)
