@@ -322,12 +322,15 @@ def _byte_queries(values, inverse, limb, D: gl.constexpr, L: gl.constexpr):
 
 @gluon.jit
 def _half_queries(values, inverse, limb, D: gl.constexpr):
-    """Queries as float16 pairs (channels 0, 2 and 1, 3 of each four) in the even columns."""
-    factor = gl.where(limb == 0, inverse, 0.0)
+    """Queries as float16 pairs (channels 0, 2 and 1, 3 of each four) in the even columns.
+
+    The odd ones, whose scores nobody reads, hold the second pair in place of the first, as `_fold` takes it.
+    """
     out = ()
     for w in gl.static_range(D // 16):
-        for j in gl.static_range(2):
-            out = out + (_halves(values[4 * w + j] * factor, values[4 * w + j + 2] * factor),)
+        first = _halves(values[4 * w] * inverse, values[4 * w + 2] * inverse)
+        second = _halves(values[4 * w + 1] * inverse, values[4 * w + 3] * inverse)
+        out = out + (gl.where(limb == 0, first, second), second)
     return out
 
 
@@ -356,13 +359,20 @@ def _fold(q, loaded, GROUP_AT: gl.constexpr, D: gl.constexpr, T: gl.constexpr, L
     offset = _channel_words(loaded, GROUP_AT * 2 + 1, D, T, L)
     zero = gl.full([8, 4], 0.0, gl.float32, layout=L)
     c = (zero, zero, zero, zero)
-    out = ()
-    for w in gl.static_range(D // 16):
+    for w in gl.static_range(0, D // 16, 2):
         o0 = offset[2 * w]
         o1 = offset[2 * w + 1]
-        c = _mma_half(o0, o0, o1, o1, q[2 * w], q[2 * w + 1], c)
-        out = out + (_mul_halves(q[2 * w], scale[2 * w]), _mul_halves(q[2 * w + 1], scale[2 * w + 1]))
-    return out, c[0]
+        if w + 1 < D // 16:
+            # Four words are an operand as they were loaded: its upper rows, words 0 and 2, meet those of the query in
+            # the even columns, and its lower ones, 1 and 3, theirs in the odd columns.
+            c = _mma_half(o0, o1, offset[2 * w + 2], offset[2 * w + 3], q[2 * w], q[2 * w + 2], c)
+        else:
+            none = gl.full([8, 4], 0, gl.int32, layout=L)
+            c = _mma_half(o0, none, o1, none, q[2 * w], q[2 * w + 1], c)
+    out = ()
+    for i in gl.static_range(D // 8):
+        out = out + (_mul_halves(q[i], scale[i]),)
+    return out, c[0] + c[3]
 
 
 @gluon.jit
