@@ -61,6 +61,14 @@ def _rcp(x):
 
 
 @gluon.jit
+def _uniform(x):
+    """A number that all lanes share, which the compiler then knows, too."""
+    return gl.inline_asm_elementwise(
+        "shfl.sync.idx.b32 $0, $1, 0, 31, -1;", "=r,r", [x], dtype=gl.int32, is_pure=True, pack=1
+    )
+
+
+@gluon.jit
 def _pair(x):
     """Scale and offset of a 32-bit word, as float32."""
     lo, hi = gl.inline_asm_elementwise(
@@ -470,8 +478,8 @@ def decode_kernel(
     first = gl.load(p_first + batch * count + row % count, mask=row < rows, other=0x7FFFFFFF)
     last = gl.load(p_last + batch) - origin
     first = gl.maximum(first - origin, 0)
-    lowest = gl.min(first, axis=0)
-    highest = gl.max(gl.where(row < rows, first, 0), axis=0)
+    lowest = _uniform(gl.min(first, axis=0))
+    highest = _uniform(gl.max(gl.where(row < rows, first, 0), axis=0))
     if not RING:
         last = gl.minimum(last, blocks * 64)
     whole = (gl.maximum(last, 0) + 63) // 64
