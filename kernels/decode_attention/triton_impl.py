@@ -78,6 +78,13 @@ def _pair(x):
 
 
 @gluon.jit
+def _two_bytes(x, ODD: gl.constexpr):
+    """Bytes 0 and 2, or 1 and 3, of a word as its two halves."""
+    ASM: gl.constexpr = "prmt.b32 $0, $1, 0, 0x4341;" if ODD else "prmt.b32 $0, $1, 0, 0x4240;"
+    return gl.inline_asm_elementwise(ASM, "=r,r", [x], dtype=gl.int32, is_pure=True, pack=1)
+
+
+@gluon.jit
 def _mul_halves(a, b):
     return gl.inline_asm_elementwise("mul.rn.f16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=gl.int32, is_pure=True, pack=1)
 
@@ -266,10 +273,16 @@ def _scores_half(words, FIRST: gl.constexpr, q0, q1, BITS: gl.constexpr, D: gl.c
         for w in gl.static_range(W):
             x = words[FIRST + (2 * mb // N) * W + w]
             y = words[FIRST + ((2 * mb + 1) // N) * W + w]
-            a0 = x & _half_mask(BITS, 2 * mb % N)
-            a1 = y & _half_mask(BITS, (2 * mb + 1) % N)
-            a2 = (x >> 8) & _half_mask(BITS, 2 * mb % N)
-            a3 = (y >> 8) & _half_mask(BITS, (2 * mb + 1) % N)
+            if BITS == 8:
+                a0 = _two_bytes(x, False)
+                a1 = _two_bytes(y, False)
+                a2 = _two_bytes(x, True)
+                a3 = _two_bytes(y, True)
+            else:
+                a0 = x & _half_mask(BITS, 2 * mb % N)
+                a1 = y & _half_mask(BITS, (2 * mb + 1) % N)
+                a2 = (x >> 8) & _half_mask(BITS, 2 * mb % N)
+                a3 = (y >> 8) & _half_mask(BITS, (2 * mb + 1) % N)
             if mb < 2:
                 c = _mma_half(a0, a1, a2, a3, q0[2 * w], q0[2 * w + 1], c)
             else:
