@@ -850,10 +850,10 @@ def merge_kernel(
     recent,
     key_batch,
     key_head,
-    key_token,
     value_batch,
     value_head,
-    value_token,
+    KEY_TOKEN: tl.constexpr,
+    VALUE_TOKEN: tl.constexpr,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -886,8 +886,8 @@ def merge_kernel(
         seen = tl.load(p_mask + (batch * count + row % count) * recent + r, mask=m_r, other=0) != 0
         # a row that is not seen may hold anything
         m_kv = seen[:, None] & m_d[None, :]
-        k = tl.load(p_k + r[:, None] * key_token + d[None, :], mask=m_kv, other=0.0).to(tl.float32)
-        v = tl.load(p_v + r[:, None] * value_token + d[None, :], mask=m_kv, other=0.0).to(tl.float32)
+        k = tl.load(p_k + r[:, None] * KEY_TOKEN + d[None, :], mask=m_kv, other=0.0).to(tl.float32)
+        v = tl.load(p_v + r[:, None] * VALUE_TOKEN + d[None, :], mask=m_kv, other=0.0).to(tl.float32)
         x = tl.where(seen, tl.sum(k * query[None, :], axis=1) * (scale * _LOG2E), -1e38)
         new_peak = tl.maximum(peak, tl.max(x, axis=0))
         p = tl.exp2(x - new_peak)
@@ -910,15 +910,17 @@ def merge_kernel(
         splits = segments[3 * i + 2]
         low, per_split, whole = deal(lowest, last, segments[3 * i], segments[3 * i + 1], splits, RING, MIN_BLOCKS)
         used = tl.maximum((whole - low + per_split - 1) // per_split, 0)
+        at = head * part_count + part_first
+        p_s = p_stats + at * 2 * rows + row
+        p_p = p_part + (at * rows + row) * D
         for start in range(0, used, SPLITS):
             s = start + tl.arange(0, SPLITS)
             m_s = s < used
-            at = head * part_count + part_first + s
-            part_peak = tl.load(p_stats + at * 2 * rows + row, mask=m_s, other=-1e38)
-            part_norm = tl.load(p_stats + (at * 2 + 1) * rows + row, mask=m_s, other=0.0)
-            part = tl.load(
-                p_part + (at * rows + row)[:, None] * D + d[None, :], mask=m_s[:, None] & m_d[None, :], other=0.0
-            )
+            part_peak = tl.load(p_s + s * (2 * rows), mask=m_s, other=-1e38)
+            part_norm = tl.load(p_s + s * (2 * rows) + rows, mask=m_s, other=0.0)
+            # Past the last split it is read again, with no weight: zeros would cost an instruction a register.
+            held = tl.minimum(s, used - 1)
+            part = tl.load(p_p + (held * (rows * D))[:, None] + d[None, :], mask=m_d[None, :], other=0.0)
             new_peak = tl.maximum(peak, tl.max(part_peak, axis=0))
             weight = tl.exp2(part_peak - new_peak)
             old = tl.exp2(peak - new_peak)
@@ -1036,6 +1038,8 @@ def merge(
         k, v, mask, count = recent.keys, recent.values, recent.mask.contiguous().view(torch.uint8), recent.keys.shape[2]
         k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (k, v))
     constants = {
+        "KEY_TOKEN": k.stride(2),
+        "VALUE_TOKEN": v.stride(2),
         "D": dim,
         "WIDTH": triton.next_power_of_2(dim),
         "SPLITS": min(32, triton.next_power_of_2(splits)),
@@ -1049,7 +1053,7 @@ def merge(
     numbers = (scale, plan, splits, rows, query.shape[2], heads // query.shape[0], count)
     _MERGE(
         (heads * rows,),
-        (query, part, stats, k, v, mask, first, last, out, *numbers, *k.stride()[:3], *v.stride()[:3]),
+        (query, part, stats, k, v, mask, first, last, out, *numbers, *k.stride()[:2], *v.stride()[:2]),
         constants,
         {"num_warps": 1} | ({"launch_pdl": True} if early else {}),
     )
