@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from kernels.decode_attention.op import PackedSide, Recent, Visible
 
 _MIN_BLOCKS = 2
+_RECENT_TILE = 16
+"""Recent tokens that the merge takes at once."""
 _LOG2E = tl.constexpr(1.4426950408889634)
 _HALF_ONE = gl.constexpr(12582912.0)
 
@@ -1043,7 +1045,7 @@ def merge(
         "D": dim,
         "WIDTH": triton.next_power_of_2(dim),
         "SPLITS": min(32, triton.next_power_of_2(splits)),
-        "TOKENS": 32,
+        "TOKENS": min(_RECENT_TILE, triton.next_power_of_2(max(1, count))),
         "TILE": tile,
         "PER_QUERY": last.ndim == 2,
         "RING": ring,

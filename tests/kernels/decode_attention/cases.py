@@ -190,6 +190,7 @@ SMALL = (
     Shape(k_bits=4, v_bits=2, head_dim=64, tokens=70, k_group=32, v_group=16),
     Shape(k_bits=2, v_bits=4, head_dim=64, tokens=300, ring=3, sliding=90, queries=2),
     Shape(k_bits=4, v_bits=8, head_dim=80, tokens=200, cuts=(1, 3), channel=True, kv_heads=1),
+    Shape(k_bits=4, v_bits=2, head_dim=64, tokens=130, channel=True, v_group=32, recent=37, queries=2),
     Shape(k_bits=16, v_bits=4, head_dim=64, tokens=100, group=3, queries=2),
     Shape(k_bits=4, v_bits=16, head_dim=80, tokens=200, cuts=(1, 3), channel=True, kv_heads=1),
     Shape(k_bits=3, v_bits=16, head_dim=64, tokens=300, ring=3, sliding=90, queries=2),

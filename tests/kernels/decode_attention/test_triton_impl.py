@@ -48,6 +48,11 @@ SHAPES = (
     ),
     *(Shape(k_bits=3, v_bits=3, channel=c, k_group=None if c else 32, v_group=32, tokens=700) for c in (False, True)),
     *(
+        Shape(k_bits=k, v_bits=v, channel=True, v_group=32, tokens=t, recent=71, value_scale=s, dtype=torch.bfloat16)
+        for k, v in ((8, 8), (4, 4), (4, 2), (2, 2))
+        for t, s in ((331, 1.0), (1500, 1e-3), (600, 300.0))
+    ),
+    *(
         Shape(tokens=t, ring=n, sliding=s, queries=q, channel=c)
         for t, n, s, q in ((1000, 4, 150, 1), (5000, 20, 1100, 3), (130, 4, 100, 2))
         for c in (False, True)
