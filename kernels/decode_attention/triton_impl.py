@@ -63,6 +63,12 @@ def _rcp(x):
 
 
 @gluon.jit
+def _ratio(a, b):
+    """``a // b`` of two that are not negative, for half of the instructions."""
+    return (gl.to_tensor(a).to(gl.uint32) // gl.to_tensor(b).to(gl.uint32)).to(gl.int32)
+
+
+@gluon.jit
 def _uniform(x):
     """A number that all lanes share, which the compiler then knows, too."""
     return gl.inline_asm_elementwise(
@@ -414,10 +420,6 @@ def decode_kernel(
     blocks,
     part_first,
     part_count,
-    key_stride,
-    key_scale_stride,
-    value_stride,
-    value_scale_stride,
     rows,
     count,
     kv_heads,
@@ -432,7 +434,7 @@ def decode_kernel(
     EARLY: gl.constexpr,
     CHAINED: gl.constexpr,
 ):
-    """One split of one KV head for four query rows; strides are 32-bit words from one head to the next.
+    """One split of one KV head for four query rows.
 
     The segment holds ``blocks`` blocks from token ``origin`` on; its splits are ``part_first`` and on
     of ``part_count`` in the buffers. The visible blocks are dealt out evenly to the splits, here, so
@@ -486,7 +488,7 @@ def decode_kernel(
         )
     split = gl.program_id(0)
     head = gl.program_id(1)
-    batch = head // kv_heads
+    batch = _ratio(head, kv_heads)
     g = gl.arange(0, 8, layout=G)
     t = gl.arange(0, 4, layout=T)
     row = gl.program_id(2) * 4 + t
@@ -497,20 +499,22 @@ def decode_kernel(
     highest = _uniform(gl.max(gl.where(row < rows, first, 0), axis=0))
     if not RING:
         last = gl.minimum(last, blocks * 64)
-    whole = (gl.maximum(last, 0) + 63) // 64
+    whole = (gl.maximum(last, 0) + 63) >> 6
     splits = gl.num_programs(0)
-    per_split = gl.maximum((whole - lowest // 64 + splits - 1) // splits, MIN_BLOCKS)
-    lo = lowest // 64 + split * per_split
+    seen = gl.maximum(whole - (lowest >> 6), 0)
+    per_split = gl.maximum(_ratio(seen + splits - 1, splits), MIN_BLOCKS)
+    lo = (lowest >> 6) + split * per_split
     hi = gl.minimum(lo + per_split, whole)
     if lo >= hi:
         if CHAINED:
             gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
         return
 
-    p_k = p_keys + head.to(gl.int64) * key_stride
-    p_ks = p_key_scales + head.to(gl.int64) * key_scale_stride
-    p_v = p_values + head.to(gl.int64) * value_stride
-    p_vs = p_value_scales + head.to(gl.int64) * value_scale_stride
+    before = head.to(gl.int64) * blocks
+    p_k = p_keys + before * K_BLOCK
+    p_ks = p_key_scales + before * KS_BLOCK
+    p_v = p_values + before * V_BLOCK
+    p_vs = p_value_scales + before * VS_BLOCK
     # the first tile is on its way while the queries are prepared
     at = lo % blocks if RING else lo
     k_words = _load_words(p_k + at * K_BLOCK, K_RUNS, run)
@@ -541,7 +545,7 @@ def decode_kernel(
         # a power of two above the largest, so that a product with any float16 scale stays finite
         exponent = (top.to(gl.int32, bitcast=True) & 0x7F800000) + (1 << 23)
         unit = exponent.to(gl.float32, bitcast=True)
-        q_half = _half_queries(values, (1.0 / unit)[:, None], (g % 2)[:, None], D)
+        q_half = _half_queries(values, _rcp(unit)[:, None], (g % 2)[:, None], D)
         bias = ()
     else:
         unit = top * (1.0 / 16256.0)
@@ -754,10 +758,6 @@ def plain_kernel(
     blocks,
     part_first,
     part_count,
-    key_stride,
-    key_scale_stride,
-    value_stride,
-    value_scale_stride,
     rows,
     count,
     kv_heads,
@@ -790,11 +790,11 @@ def plain_kernel(
     lo = low + split * per_split
     hi = tl.minimum(lo + per_split, whole)
     for block in range(lo, hi):
-        at = block % blocks if RING else block
+        at = head * blocks + (block % blocks if RING else block)
         token = origin + block * 64 + r
         m_token = (token >= first) & (token < last)
-        p_k = p_keys + head * key_stride + at * 2 * D * K_BITS
-        p_v = p_values + head * value_stride + at * 2 * D * V_BITS
+        p_k = p_keys + at * 2 * D * K_BITS
+        p_v = p_values + at * 2 * D * V_BITS
         k = key_codes(p_k, r[:, None], d[None, :], 2 if K_BITS == 3 else K_BITS, D)
         v = value_codes(p_v, r[:, None], d[None, :], 2 if V_BITS == 3 else V_BITS)
         if K_BITS == 3:
@@ -803,16 +803,16 @@ def plain_kernel(
             v = v | (value_codes(p_v + 4 * D, r[:, None], d[None, :], 1) << 2)
         pair = 2 * ((r % 8) * 8 + r // 8)
         if CHANNEL:
-            p_ks = p_key_scales + head * key_scale_stride * 2 + at * 4 * D
+            p_ks = p_key_scales + at * 4 * D
             p_ks = p_ks + (r // 32)[:, None] * 2 * D + channel_place(d, D)[None, :]
             ks = tl.load(p_ks).to(tl.float32)
             ko = tl.load(p_ks + D).to(tl.float32)
         else:
-            p_ks = p_key_scales + head * key_scale_stride * 2 + at * 128 * K_GROUPS + pair[:, None]
+            p_ks = p_key_scales + at * 128 * K_GROUPS + pair[:, None]
             p_ks = p_ks + 128 * (d // (D // K_GROUPS))[None, :]
             ks = tl.load(p_ks).to(tl.float32)
             ko = tl.load(p_ks + 1).to(tl.float32)
-        p_vs = p_value_scales + head * value_scale_stride * 2 + at * 128 * V_GROUPS + pair[:, None]
+        p_vs = p_value_scales + at * 128 * V_GROUPS + pair[:, None]
         p_vs = p_vs + 128 * (d // (D // V_GROUPS))[None, :]
         vs = tl.load(p_vs, mask=m_token[:, None], other=0.0).to(tl.float32)
         vo = tl.load(p_vs + 1, mask=m_token[:, None], other=0.0).to(tl.float32)
@@ -989,8 +989,6 @@ def decode_attention(
     for i, (keys, values) in enumerate(segments):
         words = [side.words.contiguous() for side in (keys, values)]
         scales = [side.scales.contiguous() for side in (keys, values)]
-        strides = [x.stride(1) for x in (words[0], scales[0], words[1], scales[1])]
-        strides[1], strides[3] = strides[1] // 2, strides[3] // 2
         constants = {
             "K_BITS": keys.bits,
             "V_BITS": values.bits,
@@ -1010,7 +1008,7 @@ def decode_attention(
         else:
             constants["WIDTH"] = triton.next_power_of_2(dim)
         tensors = (query, words[0], scales[0], words[1], scales[1], first, last, part, stats)
-        numbers = (scale, *plan[3 * i : 3 * i + 2], part_first, part_count, *strides, rows, count, kv_heads)
+        numbers = (scale, *plan[3 * i : 3 * i + 2], part_first, part_count, rows, count, kv_heads)
         launch((plan[3 * i + 2], batch * kv_heads, tiles), (*tensors, *numbers), constants, options)
         part_first += plan[3 * i + 2]
     ring = segments[0][0].ring
