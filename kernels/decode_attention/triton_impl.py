@@ -336,16 +336,32 @@ def _load_queries(p_query, row, mask, D: gl.constexpr, fours: gl.constexpr, L: g
 
 
 @gluon.jit
-def _byte_queries(values, inverse, limb, D: gl.constexpr, L: gl.constexpr):
+def _low_bytes(a, b, c, d):
+    """The lowest bytes of four words as a word."""
+    return gl.inline_asm_elementwise(
+        "{ .reg .b32 v, w; prmt.b32 v, $1, $2, 0x0040; prmt.b32 w, $3, $4, 0x0040; prmt.b32 $0, v, w, 0x5410; }",
+        "=r,r,r,r,r",
+        [a, b, c, d],
+        dtype=gl.int32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@gluon.jit
+def _byte_queries(values, inverse, limb, D: gl.constexpr):
     """Queries as signed byte limbs: column g holds limb g % 2 (high, low) of row g / 2."""
+    shift = gl.where(limb == 0, 7, 0)
     out = ()
     for w in gl.static_range(D // 16):
-        word = gl.full([8, 4], 0, gl.int32, layout=L)
-        for j in gl.static_range(4):
-            fixed = (values[4 * w + j] * inverse + _HALF_ONE).to(gl.int32, bitcast=True) - 0x4B400000
-            high = (fixed + 64) >> 7
-            word = word | ((gl.where(limb == 0, high, fixed - high * 128) & 255) << (8 * j))
-        out = out + (word,)
+        # the low half of such a float is the integer and 64, seven bits of it the low limb and 64
+        a = (values[4 * w] * inverse + (_HALF_ONE + 64.0)).to(gl.int32, bitcast=True) >> shift
+        b = (values[4 * w + 1] * inverse + (_HALF_ONE + 64.0)).to(gl.int32, bitcast=True) >> shift
+        c = (values[4 * w + 2] * inverse + (_HALF_ONE + 64.0)).to(gl.int32, bitcast=True) >> shift
+        d = (values[4 * w + 3] * inverse + (_HALF_ONE + 64.0)).to(gl.int32, bitcast=True) >> shift
+        high = _low_bytes(a, b, c, d)
+        low = (high ^ 0x40404040) & 0x7F7F7F7F
+        out = out + (gl.where(limb == 0, high, low + (low & 0x40404040) * 2),)
     return out
 
 
@@ -549,7 +565,7 @@ def decode_kernel(
         bias = ()
     else:
         unit = top * (1.0 / 16256.0)
-        q_byte = _byte_queries(values, (16256.0 / top)[:, None], (g % 2)[:, None], D, L)
+        q_byte = _byte_queries(values, (16256.0 / top)[:, None], (g % 2)[:, None], D)
         bias = ()
         for group in gl.static_range(K_GROUPS):
             total = gl.sum(totals[group], axis=1) * (16256.0 / top)
