@@ -107,6 +107,16 @@ def _halves(lo, hi):
 
 
 @gluon.jit
+def _largest(x):
+    """The largest of numbers of all lanes that are not negative, in each lane."""
+    bits = x.to(gl.int32, bitcast=True)
+    top = gl.inline_asm_elementwise(
+        "redux.sync.max.s32 $0, $1, -1;", "=r,r", [bits], dtype=gl.int32, is_pure=True, pack=1
+    )
+    return top.to(gl.float32, bitcast=True)
+
+
+@gluon.jit
 def _mma_signed(a0, a1, a2, a3, b0, b1, c):
     return gl.inline_asm_elementwise(
         "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};",
@@ -664,7 +674,7 @@ def decode_kernel(
                 vs = vs + (a,)
                 vo = vo + (b,)
                 v_top = gl.maximum(v_top, gl.abs(a))
-            v_top = gl.maximum(gl.max(v_top, axis=0), 1e-30)
+            v_top = gl.maximum(_largest(v_top), 1e-30)
             to_fixed = 65535.0 * _rcp(v_top)
             tile_shift = zero
             fixed = ()
@@ -684,7 +694,7 @@ def decode_kernel(
             part = _weighted(words, 0, operand, group * VE, (group + 1) * VE, V_MAIN, L)
             if V_BITS == 3:
                 high = _weighted(words, D // 8, operand, group * VE, (group + 1) * VE, 1, L)
-            from_fixed = new * (v_top * (1.0 / 65535.0))
+            from_fixed = new * (v_top * (1.0 / 65535.0))[:, None]
             for i in gl.static_range(VE):
                 y = part[i]
                 if V_BITS == 3:
