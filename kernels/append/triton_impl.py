@@ -207,7 +207,7 @@ def _pack(
 
 
 @triton.jit
-def _side(
+def _pack_due(
     p_progress,
     p_new,
     p_recent,
@@ -215,7 +215,6 @@ def _side(
     p_scales,
     head,
     new_token,
-    count,
     sinks,
     ring,
     first_block,
@@ -230,7 +229,7 @@ def _side(
     T: tl.constexpr,
     FEW: tl.constexpr,
 ):
-    """What `pack_kernel` does for the keys or the values."""
+    """Pack what is due of one head's keys or values."""
     before = tl.load(p_progress)
     begin = tl.load(p_progress + 1)
     end = tl.load(p_progress + 2)
@@ -242,23 +241,18 @@ def _side(
     if FEW == 0:
         start = (begin // 64 + tl.program_id(1)) * 64
         stop = tl.minimum(start + 64, end)
-    for low in range(start, stop, T):
-        position = low + tl.arange(0, T)
-        place = (low // 64) % blocks if RING else low // 64 - first_block
-        m_token = (position >= begin) & (position < end) & (place >= 0) & (place < blocks)
-        _pack(
-            position, m_token, before, head * blocks + place, p_new, p_recent, p_bytes, p_scales, new_token, sinks,
-            ring, KEYS, BITS, D, WIDTH, CHANNEL, GROUP, T,
-        )  # fmt: skip
-        # the next tile may share this one's bytes, or the tokens below its slots
-        tl.debug_barrier()
-    if FEW > 0:
-        d = tl.arange(0, WIDTH)[None, :]
-        i = tl.arange(0, FEW)[:, None]
-        position = before + i
-        slot = tl.where(position < sinks, position, sinks + (position - sinks) % ring)
-        mask = (i < count) & (d < D) & ((position < sinks) | (i >= count - ring))
-        tl.store(p_recent + slot * D + d, tl.load(p_new + i * new_token + d, mask=mask), mask=mask)
+    # most steps have nothing due, and what does not change from turn to turn is worked out before the loop
+    if start < stop:
+        for low in range(start, stop, T):
+            position = low + tl.arange(0, T)
+            place = (low // 64) % blocks if RING else low // 64 - first_block
+            m_token = (position >= begin) & (position < end) & (place >= 0) & (place < blocks)
+            _pack(
+                position, m_token, before, head * blocks + place, p_new, p_recent, p_bytes, p_scales, new_token, sinks,
+                ring, KEYS, BITS, D, WIDTH, CHANNEL, GROUP, T,
+            )  # fmt: skip
+            # the next tile may share this one's bytes, or the tokens below its slots
+            tl.debug_barrier()
 
 
 @triton.jit
@@ -303,19 +297,32 @@ def pack_kernel(
     head = tl.program_id(0).to(tl.int64)
     batch = head // heads
     inner = head % heads
-    held = head * (sinks + ring) * D
-    if tl.program_id(2) == 0:
-        p_new_keys += batch * new_key_strides[0] + inner * new_key_strides[1]
-        _side(
-            p_progress, p_new_keys, p_recent_keys + held, p_keys, p_key_scales, head, new_key_strides[2], count, sinks,
-            ring, first_block, blocks, True, K_BITS, D, WIDTH, CHANNEL, K_GROUP, RING, T, FEW,
+    keys = tl.program_id(2) == 0
+    new_token = tl.where(keys, new_key_strides[2], new_value_strides[2])
+    p_new = tl.where(
+        keys,
+        p_new_keys + batch * new_key_strides[0] + inner * new_key_strides[1],
+        p_new_values + batch * new_value_strides[0] + inner * new_value_strides[1],
+    )
+    p_recent = tl.where(keys, p_recent_keys, p_recent_values) + head * (sinks + ring) * D
+    if keys:
+        _pack_due(
+            p_progress, p_new, p_recent, p_keys, p_key_scales, head, new_token, sinks, ring, first_block, blocks, True,
+            K_BITS, D, WIDTH, CHANNEL, K_GROUP, RING, T, FEW,
         )  # fmt: skip
     else:
-        p_new_values += batch * new_value_strides[0] + inner * new_value_strides[1]
-        _side(
-            p_progress, p_new_values, p_recent_values + held, p_values, p_value_scales, head, new_value_strides[2],
-            count, sinks, ring, first_block, blocks, False, V_BITS, D, WIDTH, False, V_GROUP, RING, T, FEW,
+        _pack_due(
+            p_progress, p_new, p_recent, p_values, p_value_scales, head, new_token, sinks, ring, first_block, blocks,
+            False, V_BITS, D, WIDTH, False, V_GROUP, RING, T, FEW,
         )  # fmt: skip
+    if FEW > 0:
+        before = tl.load(p_progress)
+        d = tl.arange(0, WIDTH)[None, :]
+        i = tl.arange(0, FEW)[:, None]
+        position = before + i
+        slot = tl.where(position < sinks, position, sinks + (position - sinks) % ring)
+        mask = (i < count) & (d < D) & ((position < sinks) | (i >= count - ring))
+        tl.store(p_recent + slot * D + d, tl.load(p_new + i * new_token + d, mask=mask), mask=mask)
 
 
 @triton.jit
