@@ -11,8 +11,8 @@ and all values take the integer ones (``m16n8k32``, u8 x s8 and u8 x u8): the pa
 operand A after at most one mask. The other operand has four rows of queries, each as two byte limbs
 in neighbouring columns, so that the eight columns carry four queries in about 15 bits; a thread then
 owns both limbs of one query's score. Softmax weights times value scales become 16-bit fixed point
-relative to the tile's largest, their two bytes are the limbs, and ``movmatrix`` turns them into the
-operand. Per-channel keys take ``m16n8k16`` float16: a masked code is a float16 subnormal, and the
+whose unit the tile's largest scale decides, their two bytes are the limbs, and ``movmatrix`` turns
+them into the operand. Per-channel keys take ``m16n8k16`` float16: a masked code is a float16 subnormal, and the
 scales are folded into the queries once in 32 tokens. It is written per lane: a tensor ``[8, 4]``
 holds one register of each lane (g, t) of the warp.
 """
@@ -114,6 +114,16 @@ def _largest(x):
         "redux.sync.max.s32 $0, $1, -1;", "=r,r", [bits], dtype=gl.int32, is_pure=True, pack=1
     )
     return top.to(gl.float32, bitcast=True)
+
+
+@gluon.jit
+def _fixed_point(top):
+    """What makes a number from 0 to ``top`` a 16-bit integer in the low bits of their sum, and the integer's unit.
+
+    The unit is the power of two of which ``top`` has 2^15 or more, but less than 2^16.
+    """
+    exponent = gl.maximum(top, 1e-30).to(gl.int32, bitcast=True) & 0x7F800000
+    return (exponent + (8 << 23)).to(gl.float32, bitcast=True), (exponent - (15 << 23)).to(gl.float32, bitcast=True)
 
 
 @gluon.jit
@@ -674,8 +684,7 @@ def decode_kernel(
                 vs = vs + (a,)
                 vo = vo + (b,)
                 v_top = gl.maximum(v_top, gl.abs(a))
-            v_top = gl.maximum(_largest(v_top), 1e-30)
-            to_fixed = 65535.0 * _rcp(v_top)
+            magic, step = _fixed_point(_largest(v_top))
             tile_shift = zero
             fixed = ()
             for u in gl.static_range(8):
@@ -683,8 +692,7 @@ def decode_kernel(
                     p = p + (_exp2(x[u] * alpha[None, :] - (tile_peak * alpha)[None, :]),)
                     tile_norm = tile_norm + p[u]
                 tile_shift = tile_shift + p[u] * vo[u][:, None]
-                # 2^23 makes the integer the low bits of the float
-                fixed = fixed + ((p[u] * (vs[u] * to_fixed)[:, None] + 8388608.0).to(gl.int32, bitcast=True),)
+                fixed = fixed + ((p[u] * vs[u][:, None] + magic[:, None]).to(gl.int32, bitcast=True),)
             if group == 0:
                 norm = norm * old + tile_norm * new
             shifted = shifted + (shift[group] * old + tile_shift * new,)
@@ -694,7 +702,7 @@ def decode_kernel(
             part = _weighted(words, 0, operand, group * VE, (group + 1) * VE, V_MAIN, L)
             if V_BITS == 3:
                 high = _weighted(words, D // 8, operand, group * VE, (group + 1) * VE, 1, L)
-            from_fixed = new * (v_top * (1.0 / 65535.0))[:, None]
+            from_fixed = new * step[:, None]
             for i in gl.static_range(VE):
                 y = part[i]
                 if V_BITS == 3:
