@@ -458,7 +458,7 @@ def decode_kernel(
     part_count,
     rows,
     count,
-    kv_heads,
+    tiles,
     K_BITS: gl.constexpr,
     V_BITS: gl.constexpr,
     D: gl.constexpr,
@@ -523,11 +523,12 @@ def decode_kernel(
             "griddepcontrol.launch_dependents; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
         )
     split = gl.program_id(0)
-    head = gl.program_id(1)
-    batch = _ratio(head, kv_heads)
+    batch = _ratio(gl.program_id(2), tiles)
+    row_0 = (gl.program_id(2) - batch * tiles) * 4
+    head = batch * gl.num_programs(1) + gl.program_id(1)
     g = gl.arange(0, 8, layout=G)
     t = gl.arange(0, 4, layout=T)
-    row = gl.program_id(2) * 4 + t
+    row = row_0 + t
     first = gl.load(p_first + batch * count + row % count, mask=row < rows, other=0x7FFFFFFF)
     last = gl.load(p_last + batch) - origin
     first = gl.maximum(first - origin, 0)
@@ -564,8 +565,8 @@ def decode_kernel(
     # queries by columns of the operand: row g / 2, limb g % 2
     zero = gl.full([8, 4], 0.0, gl.float32, layout=L)
     column = gl.arange(0, 8, layout=gl.SliceLayout(1, fours))
-    m_column = gl.program_id(2) * 4 + column // 2 < rows
-    p_query += (head * rows + gl.program_id(2) * 4).to(gl.int64) * D
+    m_column = row_0 + column // 2 < rows
+    p_query += (head * rows + row_0).to(gl.int64) * D
     values = _load_queries(p_query, column // 2, m_column, D, fours, L)
     top = zero
     totals = ()
@@ -794,7 +795,7 @@ def plain_kernel(
     part_count,
     rows,
     count,
-    kv_heads,
+    tiles,
     K_BITS: tl.constexpr,
     V_BITS: tl.constexpr,
     D: tl.constexpr,
@@ -807,9 +808,9 @@ def plain_kernel(
 ):
     """The twin of `decode_kernel`: one query row a program, scale pointers to float16."""
     split = tl.program_id(0)
-    head = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(2)
-    batch = head // kv_heads
+    batch = tl.program_id(2) // tiles
+    row = tl.program_id(2) % tiles
+    head = (batch * tl.num_programs(1) + tl.program_id(1)).to(tl.int64)
     first = tl.load(p_first + batch * count + row % count)
     last = tl.load(p_last + batch)
     d = tl.arange(0, WIDTH)
@@ -882,7 +883,6 @@ def merge_kernel(
     part_count,
     rows,
     count,
-    kv_heads,
     recent,
     key_batch,
     key_head,
@@ -905,17 +905,18 @@ def merge_kernel(
     ``segments`` are (origin, blocks, splits) one after the other; ``TILE`` rows share a program of the first kernel;
     ``PER_QUERY`` says that the last visible token is given for each query.
     """
-    head = (tl.program_id(0) // rows).to(tl.int64)
-    row = tl.program_id(0) % rows
-    batch = head // kv_heads
+    row = tl.program_id(0)
+    inner = tl.program_id(1)
+    batch = tl.program_id(2)
+    head = (batch * tl.num_programs(1) + inner).to(tl.int64)
     d = tl.arange(0, WIDTH)
     m_d = d < D
     query = tl.load(p_query + (head * rows + row) * D + d, mask=m_d, other=0.0).to(tl.float32)
     acc = tl.full([WIDTH], 0.0, tl.float32)
     norm = tl.full([1], 0.0, tl.float32)
     peak = tl.full([1], -1e30, tl.float32)
-    p_k = p_keys + batch * key_batch + head % kv_heads * key_head
-    p_v = p_values + batch * value_batch + head % kv_heads * value_head
+    p_k = p_keys + batch.to(tl.int64) * key_batch + inner * key_head
+    p_v = p_values + batch.to(tl.int64) * value_batch + inner * value_head
     for start in range(0, recent, TOKENS):
         r = start + tl.arange(0, TOKENS)
         m_r = r < recent
@@ -1042,8 +1043,8 @@ def decode_attention(
         else:
             constants["WIDTH"] = triton.next_power_of_2(dim)
         tensors = (query, words[0], scales[0], words[1], scales[1], first, last, part, stats)
-        numbers = (scale, *plan[3 * i : 3 * i + 2], part_first, part_count, rows, count, kv_heads)
-        launch((plan[3 * i + 2], batch * kv_heads, tiles), (*tensors, *numbers), constants, options)
+        numbers = (scale, *plan[3 * i : 3 * i + 2], part_first, part_count, rows, count, tiles)
+        launch((plan[3 * i + 2], kv_heads, batch * tiles), (*tensors, *numbers), constants, options)
         part_first += plan[3 * i + 2]
     ring = segments[0][0].ring
     merge(query, part, stats, recent, out, scale=scale, first=first, last=last, plan=plan, tile=tile, ring=ring)
@@ -1084,9 +1085,9 @@ def merge(
         "MIN_BLOCKS": _MIN_BLOCKS,
         "WAIT": early,
     }
-    numbers = (scale, plan, splits, rows, query.shape[2], heads // query.shape[0], count)
+    numbers = (scale, plan, splits, rows, query.shape[2], count)
     _MERGE(
-        (heads * rows,),
+        (rows, heads // query.shape[0], query.shape[0]),
         (query, part, stats, k, v, mask, first, last, out, *numbers, *k.stride()[:2], *v.stride()[:2]),
         constants,
         {"num_warps": 1} | ({"launch_pdl": True} if early else {}),
