@@ -4,11 +4,11 @@ import itertools
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvtuner_core.runtime.interception import decoder_of
-from kvtuner_core.runtime.products import HastenedLinear, hastens, linear
+from kvtuner_core.runtime.products import hastens, is_linear, linear
 
 _CHUNK = 2048
 _ROWS = 512
@@ -29,13 +29,13 @@ class Head:
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight = weight
         self._bias = bias
-        self._buffer = torch.empty(0)
+        self._buffer = torch.empty((0, weight.shape[0]))
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Head | None":
         """The model's head, or ``None`` where its logits are more than one linear layer (a soft cap)."""
         layer = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        if type(layer) not in (nn.Linear, HastenedLinear):
+        if not is_linear(layer):
             return None
         head = cls(layer.weight, layer.bias)
         ids = torch.arange(1, 4, device=model.device)[None]
@@ -57,11 +57,12 @@ class Head:
         if buffer.shape[0] < rows or buffer.dtype != exact.dtype or buffer.device != exact.device:
             buffer = self._buffer = exact.new_empty((rows, vocabulary))
         logits = buffer[:rows]
-        step = _ROWS if hastens() else rows
+        faster = hastens() and exact.device.type == "cpu" and exact.dtype == torch.float32
+        step = _ROWS if faster else max(1, rows)
         for first, start in itertools.product(range(0, rows, step), range(0, vocabulary, _CHUNK)):
             some, part = slice(first, first + step), slice(start, start + _CHUNK)
             weight = self._weight[part].to(exact.dtype)
-            if hastens():
+            if faster:
                 logits[some, part] = linear(exact[some], weight)
             else:
                 torch.mm(exact[some], weight.t(), out=logits[some, part])

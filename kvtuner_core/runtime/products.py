@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 _WIDE = "AVX512"
@@ -41,22 +41,23 @@ def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         weight: ``[out, in]``.
         bias: ``[out]``, or ``None``.
     """
-    if not (hastens() and _suits(states, weight)):
+    if not (hastens() and _suits(states, weight, bias)):
         return functional.linear(states, weight, bias)
-    wanted = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (states, weight, bias)
-    )
-    if not wanted:
-        return _product(states, weight, bias)
-    product: Tensor = _Product.apply(states, weight, bias)  # type: ignore[no-untyped-call]
-    return product
+    return _differentiable(states, weight, bias)
 
 
 def hasten(model: nn.Module) -> None:
-    """Let the linear layers of a model on a CPU use `linear`; they stay linear layers in all else."""
+    """Let the linear layers of a model on a CPU use `linear`, where that is faster; they stay the same in all else."""
+    if not hastens():
+        return
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = HastenedLinear
+
+
+def is_linear(module: object) -> bool:
+    """Whether a module is a plain linear layer, hastened or not; what else is made of one may compute anything."""
+    return type(module) in (nn.Linear, HastenedLinear)
 
 
 class HastenedLinear(nn.Linear):
@@ -68,26 +69,35 @@ class HastenedLinear(nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """`_product` with gradients, which are products of the same kind."""
+    """`_product` with gradients, which are products of the same kind and have gradients themselves."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """See `linear`."""
-        ctx.save_for_backward(states, weight)
+        # As torch's own: what no gradient is made of is neither kept alive nor held to its values.
+        to_states, to_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(states if to_weight else None, weight if to_states else None)
         return _product(states, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gradients with respect to states, weight and bias, as far as they are wanted."""
         states, weight = ctx.saved_tensors
-        flat = gradient.reshape(-1, weight.shape[0])
-        to_states, to_weight, to_bias = ctx.needs_input_grad
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        _, _, to_bias = ctx.needs_input_grad
         return (
-            _product(gradient, weight.t()) if to_states else None,
-            _product(flat.t(), states.reshape(-1, weight.shape[1]).t()) if to_weight else None,
+            None if weight is None else _differentiable(gradient, weight.t()),
+            None if states is None else _differentiable(flat.t(), states.reshape(-1, states.shape[-1]).t()),
             flat.sum(0) if to_bias else None,
         )
+
+
+def _differentiable(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    tensors = (states, weight) if bias is None else (states, weight, bias)
+    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
+        return _product(states, weight, bias)
+    product: Tensor = _Product.apply(states, weight, bias)  # type: ignore[no-untyped-call]
+    return product
 
 
 def _product(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -95,11 +105,25 @@ def _product(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     return product
 
 
-def _suits(states: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN's operator takes them."""
-    both = (states, weight)
+def _suits(states: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether oneDNN's operator takes them, and means by them what torch does."""
+    tensors = (states, weight) if bias is None else (states, weight, bias)
     return (
-        all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in both)
-        and weight.is_contiguous()
+        all(map(_is_plain, tensors))
+        and not (torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active())
         and states.numel() > 0
+        and states.shape[-1:] == weight.shape[1:]
+        and weight.is_contiguous()
+        # Of a bias it reads neighbouring numbers, whatever its strides.
+        and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it is a float32 matrix, or vector, in memory, not one with a tangent beside it."""
+    return (
+        tensor.dtype == torch.float32
+        and tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and forward_ad.unpack_dual(tensor).tangent is None  # type: ignore[no-untyped-call]
     )

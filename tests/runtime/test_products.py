@@ -1,6 +1,7 @@
 """Products of float32 matrices by oneDNN, against float64."""
 
 import copy
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from kvtuner_core.runtime import products
 from kvtuner_core.runtime.head import Head
-from kvtuner_core.runtime.products import HastenedLinear, hasten, hastens, linear
+from kvtuner_core.runtime.products import HastenedLinear, hasten, hastens, is_linear, linear
 
 
 @pytest.fixture(params=[False, True], ids=["MKL", "oneDNN"])
@@ -55,6 +56,99 @@ def test_views_are_multiplied_as_they_are_seen() -> None:
 
 @pytest.mark.usefixtures("hastened")
 @pytest.mark.parametrize(
+    "bias", [torch.randn(8)[::2], torch.randn(1).expand(4), torch.randn(1), torch.randn(3, 4)], ids=str
+)
+def test_a_bias_is_added_as_it_is_seen(bias: torch.Tensor) -> None:
+    states, weight = torch.randn(3, 8), torch.randn(4, 8)
+    exact = states.double() @ weight.double().t() + bias.double()
+    assert torch.allclose(linear(states, weight, bias).double(), exact, atol=1e-5)
+
+
+@pytest.mark.usefixtures("hastened")
+@pytest.mark.parametrize("shapes", [((8,), (4, 8)), ((3, 8), (8,)), ((8,), (8,)), ((3, 8), (0, 8)), ((2, 0), (4, 0))])
+def test_shapes_are_what_torch_makes_of_them(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    states, weight = (torch.randn(shape) for shape in shapes)
+    found, exact = linear(states, weight), nn.functional.linear(states, weight)
+    assert found.shape == exact.shape
+    assert torch.allclose(found, exact, atol=1e-5)
+
+
+@pytest.mark.usefixtures("hastened")
+@pytest.mark.parametrize("weight", [torch.randn(4, 7), torch.randn(4, 8).double()], ids=["shape", "dtype"])
+def test_what_does_not_fit_is_refused_in_the_words_of_torch(weight: torch.Tensor) -> None:
+    states = torch.randn(3, 8)
+    with pytest.raises(RuntimeError) as expected:
+        nn.functional.linear(states, weight)
+    with pytest.raises(RuntimeError) as found:
+        linear(states, weight)
+    assert str(found.value) == str(expected.value)
+
+
+Linear = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def _autocast(product: Linear, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return product(*tensors)
+
+
+def _jvp(product: Linear, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    found: torch.Tensor = torch.func.jvp(product, tensors, tensors)[1]
+    return found
+
+
+def _dual(product: Linear, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    with torch.autograd.forward_ad.dual_level():
+        states = torch.autograd.forward_ad.make_dual(tensors[0], tensors[0])
+        found = torch.autograd.forward_ad.unpack_dual(product(states, *tensors[1:])).tangent
+    return torch.zeros(()) if found is None else found
+
+
+def _batched(product: Linear, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    one = torch.func.grad(lambda row: product(row, *tensors[1:]).square().sum())
+    found: torch.Tensor = torch.vmap(one)(tensors[0])
+    return found
+
+
+def _twice(product: Linear, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    states, weight, bias = (tensor.clone().requires_grad_() for tensor in tensors)
+    first = torch.autograd.grad(product(states, weight, bias).pow(3).sum(), (states, weight), create_graph=True)
+    second = torch.autograd.grad(sum(one.square().sum() for one in first), (states, weight, bias))
+    return torch.cat([one.flatten() for one in second])
+
+
+@pytest.mark.usefixtures("hastened")
+@pytest.mark.parametrize("how", [_autocast, _jvp, _dual, _batched, _twice])
+def test_what_torch_can_do_with_a_product_it_can_do_with_this_one(
+    how: Callable[[Linear, tuple[torch.Tensor, ...]], torch.Tensor],
+) -> None:
+    torch.manual_seed(2)
+    tensors = (torch.randn(5, 8), torch.randn(4, 8), torch.randn(4))
+    found, expected = how(linear, tensors), how(nn.functional.linear, tensors)
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("hastened")
+def test_states_are_kept_for_a_gradient_of_the_weight_alone() -> None:
+    """The weights of a loaded model want none: their inputs must not stay in memory, and may be changed in place."""
+    kept: list[int] = []
+    states, weight = torch.randn(5, 8).requires_grad_() * 1, torch.randn(4, 8)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda x: x):
+        product = linear(states, weight)
+    assert kept == [weight.numel()]
+    states.add_(1)
+    product.sum().backward()
+    with torch.inference_mode():
+        seen = torch.randn(5, 8)
+    bias = torch.zeros(4, requires_grad=True)
+    linear(seen, weight, bias).sum().backward()
+    assert bias.grad is not None
+    assert bias.grad.tolist() == [5.0] * 4
+
+
+@pytest.mark.usefixtures("hastened")
+@pytest.mark.parametrize(
     "wanted", [(True, True, True), (True, False, False), (False, True, False), (False, False, True)]
 )
 @pytest.mark.parametrize("shape", [(5, 12, 7), (1, 24, 1), (150, 96, 33)])
@@ -80,8 +174,7 @@ def test_gradients_are_right_as_far_as_they_are_wanted(
             assert float((one.grad - other.grad).norm() / other.grad.norm()) < 1e-5
 
 
-@pytest.mark.usefixtures("hastened")
-def test_a_hastened_model_still_has_gradients_and_can_be_copied() -> None:
+def test_a_hastened_model_still_has_gradients_and_can_be_copied(hastened: bool) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4))
     states = torch.randn(3, 8)
@@ -90,7 +183,9 @@ def test_a_hastened_model_still_has_gradients_and_can_be_copied() -> None:
     gradient = model[0].weight.grad.clone()
     hasten(model)
     model.zero_grad()
-    assert type(model[0]) is HastenedLinear
+    assert type(model[0]) is (HastenedLinear if hastened else nn.Linear)
+    assert is_linear(model[0])
+    assert not is_linear(model[1])
     model(states).sum().backward()
     assert torch.allclose(model[0].weight.grad, gradient)
     twin = copy.deepcopy(model)
@@ -100,6 +195,7 @@ def test_a_hastened_model_still_has_gradients_and_can_be_copied() -> None:
         assert not torch.allclose(twin(states), before, atol=1e-3)
 
 
+@pytest.mark.usefixtures("hastened")
 def test_what_linear_layers_were_made_into_is_left_alone() -> None:
     class Scaled(nn.Linear):
         def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -108,18 +204,28 @@ def test_what_linear_layers_were_made_into_is_left_alone() -> None:
     model = nn.Sequential(Scaled(4, 4))
     hasten(model)
     assert type(model[0]) is Scaled
+    assert not is_linear(model[0])
 
 
-@pytest.mark.parametrize("rows", [1, 600])
+@pytest.mark.parametrize("rows", [0, 1, 600])
 def test_the_head_makes_the_logits_of_its_matrix(hastened: bool, rows: int) -> None:
     torch.manual_seed(1)
     weight, bias, states = torch.randn(5000, 48), torch.randn(5000), torch.randn(rows, 48)
     with torch.inference_mode():
         found = Head(weight, bias).logits(states)
     exact = states.double() @ weight.double().t() + bias.double()
-    assert float((found - exact).norm() / exact.norm()) < 1e-6, hastened
+    assert found.shape == exact.shape
+    assert float((found - exact).norm()) <= 1e-6 * float(exact.norm()), hastened
 
 
+@pytest.fixture
+def _chosen_again() -> Iterator[None]:
+    """The choice is made anew after the test, whatever came of it."""
+    yield
+    hastens.cache_clear()
+
+
+@pytest.mark.usefixtures("_chosen_again")
 def test_the_choice_follows_the_processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for vendor, expected in (("GenuineIntel", False), ("AuthenticAMD", True)):
         info = tmp_path / "cpuinfo"
@@ -133,4 +239,3 @@ def test_the_choice_follows_the_processor(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     hastens.cache_clear()
     assert not hastens()
-    hastens.cache_clear()

@@ -13,6 +13,7 @@ from kernels.norm.op import Norm
 from kernels.rotary.op import Heads
 from kvtuner_core.errors import ModelError
 from kvtuner_core.runtime.fused.merging import merged
+from kvtuner_core.runtime.products import is_linear
 
 Activation = Literal["silu", "gelu_tanh"]
 
@@ -190,11 +191,12 @@ def _norm(model: PreTrainedModel, module: Any, family: _Family) -> Norm:
 
 
 def _linear(module: Any, *, bias: bool = True) -> nn.Linear:
-    if type(module) is not nn.Linear:
+    if not is_linear(module):
         raise ModelError(f"a {type(module).__name__} stands where a plain linear layer is expected")
     if not bias and module.bias is not None:
         raise ModelError("a linear layer has a bias where its family has none")
-    return module
+    found: nn.Linear = module
+    return found
 
 
 def _is_ours(module: Any, model: PreTrainedModel) -> bool:

@@ -4,6 +4,7 @@ import transformers as tf
 from torch import nn
 
 from kvtuner_core.errors import ModelError
+from kvtuner_core.runtime import products
 from kvtuner_core.runtime.fused.structure import structure_of
 from tests.fakes.models import tiny_model
 
@@ -19,6 +20,15 @@ def test_known_families_are_recognised(family):
     assert block.heads.queries * block.heads.dim == attention.q_proj.out_features
     assert torch.equal(block.projection[: attention.q_proj.out_features], attention.q_proj.weight)
     assert (block.after_mlp is not None) == found.norms[0].offset == (family == "gemma3")
+
+
+def test_hastened_linear_layers_are_plain_ones(monkeypatch):
+    """A model that was loaded on a CPU can be moved to a GPU."""
+    monkeypatch.setattr(products, "hastens", lambda: True)
+    model = tiny_model("llama")
+    products.hasten(model)
+    assert type(model.lm_head) is products.HastenedLinear
+    assert structure_of(model).head is model.lm_head
 
 
 @pytest.mark.parametrize("family", ["phi", "gpt_neox", "gemma2"])
