@@ -6,8 +6,9 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ _WHOLE = 1 << 30
 _BLOCK = 1 << 20
 _STALE_SECONDS = 24 * 3600
 _EXPANSION = 9
+_READING = threading.Lock()
 
 
 def converted_folder(path: Path, cache_dir: Path) -> Path:
@@ -93,19 +95,15 @@ def _check_disk(path: Path, folder: Path) -> None:
 
 def _convert(path: Path, folder: Path) -> None:
     dtype = torch.float32 if path.stat().st_size <= _WHOLE else torch.bfloat16
-    model, found = _reading(
-        path,
-        lambda: AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=dtype, output_loading_info=True
-        ),
-    )
-    # transformers makes up what is missing; once saved, nobody could tell.
-    if found["missing_keys"]:
-        raise ModelError(
-            f"A GGUF file must hold all weights of its model; {path.name} lacks {len(found['missing_keys'])}, such as "
-            f"{min(found['missing_keys'])}. Download or convert it again."
+    with _read_once():
+        model, found = _reading(
+            path,
+            lambda: AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=dtype, output_loading_info=True
+            ),
         )
-    tokenizer = _reading(path, lambda: AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name))
+        _check_complete(path, found["missing_keys"])
+        tokenizer = _reading(path, lambda: AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name))
     # What is loaded is dequantised already; transformers refuses to save it while it is marked as quantised.
     model.hf_quantizer = None
     model.is_quantized = False
@@ -115,9 +113,18 @@ def _convert(path: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def _check_complete(path: Path, missing: Collection[str]) -> None:
+    """Refuse a file that lacks weights: transformers makes them up, and once saved, nobody could tell."""
+    if missing:
+        raise ModelError(
+            f"A GGUF file must hold all weights of its model; {path.name} lacks {len(missing)}, such as "
+            f"{min(missing)}. Download or convert it again."
+        )
+
+
 def _reading(path: Path, read: Callable[[], Any]) -> Any:
     try:
-        with _no_progress_bar(), _read_once():
+        with _no_progress_bar():
             return read()
     # A damaged file can make the libraries below transformers raise anything, plain exceptions included.
     except Exception as error:
@@ -142,21 +149,23 @@ def _no_progress_bar() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _read_once() -> Iterator[None]:
-    """Parse the file once, not for config, weights and tokenizer each, and list names once, not for every module."""
+    """Parse a file once, not for the model and the tokenizer each, and list names once, not for every module."""
     try:
         import gguf
     except ImportError:
         yield
         return
     names = ("GGUFReader", "get_tensor_name_map")
-    originals = {name: getattr(gguf, name) for name in names}
-    for name, original in originals.items():
-        setattr(gguf, name, functools.cache(original))
-    try:
-        yield
-    finally:
+    # Of two at once, one would put back what the other had put in place.
+    with _READING:
+        originals = {name: getattr(gguf, name) for name in names}
         for name, original in originals.items():
-            setattr(gguf, name, original)
+            setattr(gguf, name, functools.cache(original))
+        try:
+            yield
+        finally:
+            for name, original in originals.items():
+                setattr(gguf, name, original)
 
 
 def _write(target: Path, write: Callable[[Path], object]) -> None:

@@ -1,4 +1,5 @@
 import os
+import threading
 import time
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 
 from kvtuner_core.domain.model import DeviceChoice, ModelSpec
 from kvtuner_core.errors import ModelError
-from kvtuner_core.runtime.gguf import converted_folder
+from kvtuner_core.runtime.gguf import _read_once, converted_folder
 from kvtuner_core.runtime.loading import describe, load
 from tests.fakes import gguf_file
 from tests.fakes.gguf_file import write_tiny_gguf
@@ -36,6 +37,42 @@ def test_a_file_is_converted_once_and_again_when_its_content_changes(file, tmp_p
     assert weights.stat().st_mtime_ns == stamp
     write_tiny_gguf(file, seed=1)
     assert converted_folder(file, tmp_path) != first
+
+
+def test_a_conversion_parses_its_file_once(file, tmp_path, monkeypatch):
+    gguf = pytest.importorskip("gguf")
+    parsed = []
+
+    class Counted(gguf.GGUFReader):
+        def __init__(self, path, *more):
+            parsed.append(path)
+            super().__init__(path, *more)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counted)
+    converted_folder(file, tmp_path)
+    assert parsed == [str(file)]
+    assert gguf.GGUFReader is Counted
+
+
+def test_conversions_that_overlap_leave_the_reader_as_it_was():
+    gguf = pytest.importorskip("gguf")
+    before = gguf.GGUFReader, gguf.get_tensor_name_map
+    inside, first_is_out = threading.Event(), threading.Event()
+
+    def second():
+        inside.wait(10)
+        with _read_once():
+            first_is_out.wait(10)
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with _read_once():
+        inside.set()
+        # Time for the other one to come in, if nothing keeps it out.
+        thread.join(0.1)
+    first_is_out.set()
+    thread.join(10)
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == before
 
 
 def test_an_interrupted_conversion_is_never_seen_and_cleaned_up(file, tmp_path, monkeypatch):
