@@ -5,10 +5,11 @@ to any noise, the errors of evaluations left out one at a time, and (by Woodbury
 with a few more columns of the design.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,11 +18,18 @@ from threadpoolctl import ThreadpoolController
 
 Array = NDArray[np.float64]
 
+_ALONE = threading.RLock()
 
-def one_thread() -> AbstractContextManager[object]:
-    """In here NumPy's matrices, a few hundred numbers wide, are left to one thread: many wait longer than they work."""
-    limit: AbstractContextManager[object] = _openblas().limit(limits=1)
-    return limit
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """In here NumPy's matrices, a few hundred numbers wide, are left to one thread: many wait longer than they work.
+
+    OpenBLAS has one setting for the whole process, so that searches of one process are in here one after the
+    other; with another library nothing is limited.
+    """
+    with _ALONE, _openblas().limit(limits=1):
+        yield
 
 
 @functools.cache
