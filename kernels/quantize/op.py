@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Literal
 
@@ -189,7 +191,7 @@ def simulate(  # noqa: PLR0913
     """``dequantize(quantize(x))`` in the dtype of ``x``, without packing; equal to it in every value.
 
     Arguments and errors are those of `quantize`; the result is ``[B, H, T, D]``, a new tensor. ``auto`` takes the
-    kernel on CUDA and the reference elsewhere, and where a gradient is wanted.
+    kernel on CUDA, where there is Triton, and the reference elsewhere, and where a gradient is wanted.
     """
     _check(x, bits=bits, granularity=granularity, group_size=group_size, scale_dtype=scale_dtype)
     values: Tensor = _implementation(x, implementation).simulate(
@@ -263,11 +265,20 @@ def simulate_each(  # noqa: PLR0913
 
 
 def _implementation(x: Tensor, wanted: Implementation) -> ModuleType:
-    if wanted == "triton" or (wanted == "auto" and x.is_cuda and not (torch.is_grad_enabled() and x.requires_grad)):
+    if wanted == "triton" or (wanted == "auto" and x.is_cuda and not _has_gradient(x) and _has_triton()):
         from kernels.quantize import triton_impl
 
         return triton_impl
     return reference
+
+
+def _has_gradient(x: Tensor) -> bool:
+    return torch.is_grad_enabled() and x.requires_grad
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def _check(x: Tensor, *, bits: int, granularity: str, group_size: int, scale_dtype: torch.dtype) -> None:

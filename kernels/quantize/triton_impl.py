@@ -109,16 +109,17 @@ def simulate_kernel(
     mask = tl.expand_dims(m_group, AXIS) & (step < GROUP)
     base = sequence * batch_stride + head * head_stride + token * token_stride + channel
     at = tl.expand_dims(base, AXIS) + step * (1 if TOKEN else token_stride)
-    x = tl.load(p_x + at, mask=mask, other=0.0).to(tl.float32)
+    exact = tl.load(p_x + at, mask=mask, other=0.0)
+    x = exact.to(tl.float32)
     low, high = _range(x, mask, m_group, AXIS)
     bits = tl.zeros([GROUPS], tl.int32) + width
     if EACH:
         bits = tl.load(p_bits + sequence * batch_bits + head * head_bits, mask=m_group, other=8).to(tl.int32)
-    values = _simulated(x, low, high, bits, AXIS, SYMMETRIC, HALF_SCALE, LARGEST_SCALE, LIMIT)
+    values = _simulated(x, low, high, bits, AXIS, SYMMETRIC, HALF_SCALE, LARGEST_SCALE, LIMIT).to(exact.dtype)
     if EACH:
-        values = tl.where(tl.expand_dims(bits, AXIS) > 8, x, values)
+        values = tl.where(tl.expand_dims(bits, AXIS) > 8, exact, values)
     to = tl.expand_dims(((sequence * H + head) * T + token) * D + channel, AXIS) + step * (1 if TOKEN else D)
-    tl.store(p_out + to, values.to(p_out.dtype.element_ty), mask=mask)
+    tl.store(p_out + to, values, mask=mask)
 
 
 def simulate(

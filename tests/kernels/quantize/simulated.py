@@ -32,8 +32,9 @@ class Case:
     def values(self) -> Tensor:
         """``[B, H, T, D]`` on the CPU, rows in the order of a model's projections: heads after tokens."""
         batch, heads, tokens, dim = self.shape
-        x = torch.randn((batch, tokens, heads, dim), generator=torch.Generator().manual_seed(tokens)).transpose(1, 2)
-        limit = torch.finfo(self.dtype).max
+        x = torch.randn((batch, tokens, heads, dim), generator=torch.Generator().manual_seed(tokens))
+        x = x.transpose(1, 2).double()
+        limit = min(torch.finfo(self.dtype).max, torch.finfo(torch.float32).max)
         x[..., :: max(2, dim // 3)] *= 60.0 if self.kind == "outlier channels" else 1.0
         x[:, :, tokens // 2 :] = -3.3 if self.kind == "constant" else x[:, :, tokens // 2 :]
         scale = {"zero": 0.0, "tiny": 1e-9, "huge": limit}.get(self.kind, 1.0)
@@ -52,7 +53,9 @@ def cases() -> Iterator[Case]:
     )
     wholes = [(shape, how) for shape, hows in shapes for how in hows]
     rest = itertools.cycle(
-        itertools.product((torch.float32, torch.bfloat16, torch.float16), (False, True), (torch.float16, torch.float32))
+        itertools.product(
+            (torch.float32, torch.bfloat16, torch.float16, torch.float64), (False, True), (torch.float16, torch.float32)
+        )
     )
     for kind, (shape, (granularity, group)) in itertools.product(KINDS, wholes):
         dtype, symmetric, scale_dtype = next(rest)

@@ -1,9 +1,11 @@
 """The simulating kernel against the reference, bit for bit."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from kernels.quantize import op
+from kernels.quantize import op, reference
 from tests.kernels.interpreter import needs_interpreter, run_interpreted
 from tests.kernels.quantize.simulated import Case, cases, differences
 
@@ -38,3 +40,22 @@ def test_a_large_slice_with_strides_and_the_packed_tensor_agree(granularity: op.
 def test_a_gradient_is_left_to_the_reference() -> None:
     x = torch.randn((1, 1, 4, 8), device="cuda", requires_grad=True)
     assert op.simulate(x, bits=4, granularity="token", group_size=8).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("cuda", "wanted", "triton", "taken"),
+    [
+        (True, False, True, "kernels.quantize.triton_impl"),
+        (True, True, True, "kernels.quantize.reference"),
+        (True, False, False, "kernels.quantize.reference"),
+        (False, False, True, "kernels.quantize.reference"),
+    ],
+)
+def test_the_kernel_is_for_cuda_where_there_is_triton_and_no_gradient(monkeypatch, cuda, wanted, triton, taken):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(op, "_has_triton", lambda: triton)
+    x = SimpleNamespace(is_cuda=cuda, requires_grad=wanted)
+    assert op._implementation(x, "auto").__name__ == taken
+    assert op._implementation(x, "reference") is reference
+    with torch.no_grad():
+        assert op._implementation(x, "auto").__name__.endswith("triton_impl") == (cuda and triton)
