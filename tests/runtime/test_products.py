@@ -56,7 +56,9 @@ def test_views_are_multiplied_as_they_are_seen() -> None:
 
 @pytest.mark.usefixtures("hastened")
 @pytest.mark.parametrize(
-    "bias", [torch.randn(8)[::2], torch.randn(1).expand(4), torch.randn(1), torch.randn(3, 4)], ids=str
+    "bias",
+    [torch.arange(8.0)[::2], torch.ones(1).expand(4), torch.ones(1), torch.arange(12.0).view(3, 4)],
+    ids=["strided", "expanded", "one", "of each row"],
 )
 def test_a_bias_is_added_as_it_is_seen(bias: torch.Tensor) -> None:
     states, weight = torch.randn(3, 8), torch.randn(4, 8)
@@ -74,7 +76,7 @@ def test_shapes_are_what_torch_makes_of_them(shapes: tuple[tuple[int, ...], tupl
 
 
 @pytest.mark.usefixtures("hastened")
-@pytest.mark.parametrize("weight", [torch.randn(4, 7), torch.randn(4, 8).double()], ids=["shape", "dtype"])
+@pytest.mark.parametrize("weight", [torch.ones(4, 7), torch.ones(4, 8).double()], ids=["shape", "dtype"])
 def test_what_does_not_fit_is_refused_in_the_words_of_torch(weight: torch.Tensor) -> None:
     states = torch.randn(3, 8)
     with pytest.raises(RuntimeError) as expected:
