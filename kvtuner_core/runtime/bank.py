@@ -20,6 +20,7 @@ from kernels.quantize.op import Packed, RowBits, dequantize, quantize, simulate,
 from kvtuner_core.domain.policy import LayerPrecision
 from kvtuner_core.domain.precision import FULL_BITS
 from kvtuner_core.domain.scheme import Granularity, QuantScheme, ScaleDtype
+from kvtuner_core.runtime.in_place.support import Kernels, chosen_kernels
 from kvtuner_core.runtime.visibility import Layout, Span
 
 
@@ -78,7 +79,17 @@ def simulated(x: Tensor, scheme: QuantScheme, side: Side, bits: int) -> Tensor:
     """``x`` ``[R, H, T, D]`` quantised and dequantised; T is a whole number of groups."""
     if bits == FULL_BITS or x.shape[2] == 0:
         return x
-    return simulate(x, bits=bits, **_rounding(x, scheme, side))
+    return simulate(x, bits=bits, **_rounding(x, scheme, side), implementation=simulation(x.device))
+
+
+def simulation(device: torch.device) -> Literal["auto", "reference"]:
+    """How tensors on a device are simulated: on CUDA ``KVTUNER_KERNELS=reference`` switches this kernel off, too.
+
+    Raises:
+        InputError: If the variable is wrong.
+    """
+    off = device.type == "cuda" and chosen_kernels(device) is Kernels.REFERENCE
+    return "reference" if off else "auto"
 
 
 def packed(x: Tensor, scheme: QuantScheme, side: Side, bits: int) -> Packed:
@@ -255,7 +266,8 @@ class Bank:
         layout = self._layouts[layer]
         exact = self._exact(layer, side, suffix, layout.boundary)
         bits = RowBits(bits=choice.bits, widths=choice.widths)
-        return simulate_each(exact, bits=bits, **_rounding(exact, layout.scheme, side))
+        rounding = _rounding(exact, layout.scheme, side)
+        return simulate_each(exact, bits=bits, **rounding, implementation=simulation(exact.device))
 
     def _buffer(self, layer: int, side: Side, bits: tuple[int, ...], device: torch.device) -> Tensor:
         if self._storage is Storage.CODES:

@@ -5,7 +5,8 @@ from kernels.quantize.op import simulate
 from kvtuner_core.domain.policy import LayerPrecision
 from kvtuner_core.domain.precision import PrecisionPair
 from kvtuner_core.domain.scheme import QuantScheme
-from kvtuner_core.runtime.bank import Bank, LayerHistory, Side
+from kvtuner_core.errors import InputError
+from kvtuner_core.runtime.bank import Bank, LayerHistory, Side, simulation
 from kvtuner_core.runtime.visibility import Layout
 
 
@@ -50,3 +51,16 @@ def test_the_capacity_bounds_what_is_kept():
         expected = bank.with_suffix(0, Side.KEY, _precision(name), new)
         assert torch.equal(small.with_suffix(0, Side.KEY, _precision(name), new), expected)
         assert small.bytes <= 2 * size
+
+
+@pytest.mark.parametrize(("wanted", "on_cuda"), [("", "auto"), ("triton", "auto"), ("reference", "reference")])
+def test_the_simulating_kernel_is_switched_off_with_the_others(monkeypatch, wanted, on_cuda):
+    monkeypatch.setenv("KVTUNER_KERNELS", wanted)
+    assert simulation(torch.device("cuda")) == on_cuda
+    assert simulation(torch.device("cpu")) == "auto"
+
+
+def test_a_wrong_choice_of_kernels_is_one_line_where_it_would_count(monkeypatch):
+    monkeypatch.setenv("KVTUNER_KERNELS", "fast")
+    with pytest.raises(InputError, match="must be reference or triton; got 'fast'"):
+        simulation(torch.device("cuda"))
