@@ -4,13 +4,12 @@ import itertools
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kvtuner_core.runtime.interception import decoder_of
-from kvtuner_core.runtime.products import hastens, is_linear, linear
+from kvtuner_core.runtime.products import PACKED_COLUMNS, HastenedLinear, hastens, is_linear, linear
 
-_CHUNK = 2048
 _ROWS = 512
 
 
@@ -24,11 +23,13 @@ class Head:
     Args:
         weight: ``[V, hidden]``.
         bias: ``[V]``, or ``None``.
+        layer: The layer whose they are, which may have packed the weight.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, layer: nn.Module | None = None) -> None:
         self._weight = weight
         self._bias = bias
+        self._layer = layer
         self._buffer = torch.empty((0, weight.shape[0]))
 
     @classmethod
@@ -37,7 +38,7 @@ class Head:
         layer = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         if not is_linear(layer):
             return None
-        head = cls(layer.weight, layer.bias)
+        head = cls(layer.weight, layer.bias, layer=layer)
         ids = torch.arange(1, 4, device=model.device)[None]
         with torch.inference_mode():
             mine = head.logits(final_states(model, input_ids=ids)[0])
@@ -59,11 +60,13 @@ class Head:
         logits = buffer[:rows]
         faster = hastens() and exact.device.type == "cpu" and exact.dtype == torch.float32
         step = _ROWS if faster else max(1, rows)
-        for first, start in itertools.product(range(0, rows, step), range(0, vocabulary, _CHUNK)):
-            some, part = slice(first, first + step), slice(start, start + _CHUNK)
+        packed = self._layer.packed_parts() if isinstance(self._layer, HastenedLinear) else ()
+        for first, start in itertools.product(range(0, rows, step), range(0, vocabulary, PACKED_COLUMNS)):
+            some, part = slice(first, first + step), slice(start, start + PACKED_COLUMNS)
             weight = self._weight[part].to(exact.dtype)
             if faster:
-                logits[some, part] = linear(exact[some], weight)
+                own = packed[start // PACKED_COLUMNS] if len(packed) > 1 else None
+                logits[some, part] = linear(exact[some], weight, packed=own)
             else:
                 torch.mm(exact[some], weight.t(), out=logits[some, part])
         return logits if self._bias is None else logits.add_(self._bias)

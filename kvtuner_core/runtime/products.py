@@ -2,10 +2,13 @@
 
 torch gives them to MKL, which uses vectors of 512 bits on Intel's processors only; on others that have them
 oneDNN takes half the time, at the same precision. torch uses oneDNN for 16-bit numbers and convolutions
-by itself, and for linear layers that it compiles; here it is asked by the operator that those use.
+by itself, and for linear layers that it compiles; here it is asked by the operator that those use. Weights that
+stay are also kept in the order in which oneDNN reads them: it would else put them into it in every product, which
+gives the same numbers bit for bit.
 """
 
 import functools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,14 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 
+from kvtuner_core.runtime.provenance import device_memory
+
+PACKED_COLUMNS = 2048
+"""Outputs of a wide layer that are packed, and multiplied, together: so many results stay in the processor's cache."""
+
 _WIDE = "AVX512"
+_ONE_PIECE = 8 * PACKED_COLUMNS
+_PACKED_SHARE = 0.25
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -33,26 +43,42 @@ def hastens() -> bool:
     return bool(vendors) and "GenuineIntel" not in vendors
 
 
-def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None, *, packed: Tensor | None = None) -> Tensor:
     """``states @ weight.T + bias``, as `torch.nn.functional.linear`, to the rounding of float32.
 
     Args:
         states: ``[..., in]``.
         weight: ``[out, in]``.
         bias: ``[out]``, or ``None``.
+        packed: What `packed` made of the weight, where it is at hand.
     """
     if not (hastens() and _suits(states, weight, bias)):
         return functional.linear(states, weight, bias)
-    return _differentiable(states, weight, bias)
+    return _differentiable(states, weight, bias, packed)
+
+
+def packed(weight: Tensor) -> Tensor:
+    """A copy of a float32 ``weight`` ``[out, in]`` in oneDNN's own order, as many bytes; for `linear` alone to read."""
+    copy: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+    return copy
 
 
 def hasten(model: nn.Module) -> None:
-    """Let the linear layers of a model on a CPU use `linear`, where that is faster; they stay the same in all else."""
+    """Let the linear layers of a model on a CPU use `linear`, where that is faster; they stay the same in all else.
+
+    Their weights are packed where that takes no more than a quarter of the memory that is free.
+    """
     if not hastens():
         return
-    for module in model.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = HastenedLinear
+    layers = [module for module in model.modules() if is_linear(module) and isinstance(module, nn.Linear)]
+    for layer in layers:
+        layer.__class__ = HastenedLinear
+    weights = {id(layer.weight): layer.weight.nbytes for layer in layers}
+    free, _ = device_memory(torch.device("cpu"))
+    if sum(weights.values()) <= _PACKED_SHARE * free:
+        for layer in layers:
+            if isinstance(layer, HastenedLinear) and _is_plain(layer.weight):
+                layer.pack()
 
 
 def is_linear(module: object) -> bool:
@@ -60,49 +86,95 @@ def is_linear(module: object) -> bool:
     return type(module) in (nn.Linear, HastenedLinear)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Packed:
+    """A weight as oneDNN reads it.
+
+    Attributes:
+        weight: Which one.
+        version: How often it had been changed when it was packed.
+        parts: All its rows, or `PACKED_COLUMNS` at a time.
+    """
+
+    weight: Tensor
+    version: int
+    parts: tuple[Tensor, ...]
+
+
 class HastenedLinear(nn.Linear):
-    """A linear layer whose product is `linear`'s."""
+    """A linear layer whose product is `linear`'s; what is packed of its weight goes when that is changed or moved."""
+
+    _packed: _Packed | None = None
+
+    def pack(self) -> None:
+        """Keep the weight as oneDNN reads it, too; that of a wide layer in parts, for a head to read."""
+        wide = self.out_features > _ONE_PIECE
+        parts = torch.split(self.weight, PACKED_COLUMNS) if wide else (self.weight,)
+        self._packed = _Packed(
+            weight=self.weight, version=self.weight._version, parts=tuple(packed(part) for part in parts)
+        )
+
+    def packed_parts(self) -> tuple[Tensor, ...]:
+        """What is packed of the weight as it is now; empty where it is not, or was changed since."""
+        known = self._packed
+        if known is None:
+            return ()
+        if known.weight is not self.weight or known.version != self.weight._version:
+            self._packed = None
+            return ()
+        return known.parts
 
     def forward(self, input: Tensor) -> Tensor:
         """See `linear`."""
-        return linear(input, self.weight, self.bias)
+        parts = self.packed_parts()
+        return linear(input, self.weight, self.bias, packed=parts[0] if len(parts) == 1 else None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy packs nothing: its weight may become another, and oneDNN's order is that of this processor."""
+        return {name: value for name, value in super().__getstate__().items() if name != "_packed"}  # type: ignore[no-untyped-call]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._packed = None
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
 
 
 class _Product(torch.autograd.Function):
-    """`_product` with gradients, which are products of the same kind and have gradients themselves."""
+    """`product` with gradients, which are products of the same kind and have gradients themselves."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
         """See `linear`."""
         # As torch's own: what no gradient is made of is neither kept alive nor held to its values.
-        to_states, to_weight, _ = ctx.needs_input_grad
+        to_states, to_weight, *_ = ctx.needs_input_grad
         ctx.save_for_backward(states if to_weight else None, weight if to_states else None)
-        return _product(states, weight, bias)
+        return product(states, weight if packed is None else packed, bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         """Gradients with respect to states, weight and bias, as far as they are wanted."""
         states, weight = ctx.saved_tensors
         flat = gradient.reshape(-1, gradient.shape[-1])
-        _, _, to_bias = ctx.needs_input_grad
+        _, _, to_bias, _ = ctx.needs_input_grad
         return (
             None if weight is None else _differentiable(gradient, weight.t()),
             None if states is None else _differentiable(flat.t(), states.reshape(-1, states.shape[-1]).t()),
             flat.sum(0) if to_bias else None,
+            None,
         )
 
 
-def _differentiable(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _differentiable(states: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Tensor | None = None) -> Tensor:
     tensors = (states, weight) if bias is None else (states, weight, bias)
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
-        return _product(states, weight, bias)
-    product: Tensor = _Product.apply(states, weight, bias)  # type: ignore[no-untyped-call]
-    return product
+        return product(states, weight if packed is None else packed, bias)
+    found: Tensor = _Product.apply(states, weight, bias, packed)  # type: ignore[no-untyped-call]
+    return found
 
 
-def _product(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
-    return product
+def product(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`linear` by oneDNN, without its checks and without a gradient; a transposed weight may be one, too."""
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
+    return found
 
 
 def _suits(states: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

@@ -220,6 +220,68 @@ def test_the_head_makes_the_logits_of_its_matrix(hastened: bool, rows: int) -> N
     assert float((found - exact).norm()) <= 1e-6 * float(exact.norm()), hastened
 
 
+def _layer(columns: int = 40) -> HastenedLinear:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(72, columns))
+    hasten(model)
+    (layer,) = model
+    if not isinstance(layer, HastenedLinear):
+        pytest.skip("MKL packs nothing")
+    return layer
+
+
+@pytest.mark.usefixtures("hastened")
+@pytest.mark.parametrize("rows", [2, 24, 145])
+def test_a_packed_weight_changes_no_bit(rows: int) -> None:
+    layer, states = _layer(), torch.randn(rows, 72)
+    assert len(layer.packed_parts()) == 1
+    assert torch.equal(layer(states), linear(states, layer.weight, layer.bias))
+    wanted = states.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(layer(wanted).square().sum(), wanted)
+    (plain,) = torch.autograd.grad(linear(wanted, layer.weight, layer.bias).square().sum(), wanted)
+    assert torch.equal(gradient, plain)
+
+
+@pytest.mark.usefixtures("hastened")
+@pytest.mark.parametrize("change", ["in place", "another", "loaded", "moved"])
+def test_a_weight_that_was_changed_is_packed_no_more(change: str) -> None:
+    layer, states = _layer(), torch.randn(5, 72)
+    with torch.no_grad():
+        if change == "in place":
+            layer.weight.mul_(2)
+        elif change == "another":
+            layer.weight = nn.Parameter(layer.weight + 1)
+        elif change == "loaded":
+            layer.load_state_dict({name: 3 * value for name, value in layer.state_dict().items()})
+        else:
+            layer.double().float()
+    assert layer.packed_parts() == ()
+    assert torch.allclose(layer(states), nn.functional.linear(states, layer.weight, layer.bias), atol=1e-5)
+
+
+@pytest.mark.usefixtures("hastened")
+def test_packing_takes_a_quarter_of_the_free_memory_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 4 * 72 * 40
+    for free, packs in ((4 * size - 1, False), (4 * size, True)):
+        monkeypatch.setattr(products, "device_memory", lambda _device, free=free: (free, free))
+        assert bool(_layer().packed_parts()) is packs
+
+
+@pytest.mark.usefixtures("hastened")
+def test_a_wide_layer_is_packed_in_parts_which_the_head_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_ONE_PIECE", 4000)
+    layer, states = _layer(5000), torch.randn(7, 72)
+    assert [part.shape[0] for part in layer.packed_parts()] == [2048, 2048, 904]
+    assert torch.allclose(layer(states), nn.functional.linear(states, layer.weight, layer.bias), atol=1e-5)
+    with torch.inference_mode():
+        plain = Head(layer.weight, layer.bias).logits(states)
+        found = Head(layer.weight, layer.bias, layer=layer).logits(states)
+        assert torch.equal(found, plain)
+        layer.weight.data = torch.zeros_like(layer.weight)
+        layer.pack()
+        assert torch.equal(Head(layer.weight, layer.bias, layer=layer).logits(states), layer.bias.expand(7, 5000))
+
+
 @pytest.fixture
 def _chosen_again() -> Iterator[None]:
     """The choice is made anew after the test, whatever came of it."""
