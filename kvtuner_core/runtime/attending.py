@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kvtuner_core.errors import ModelError
+from kvtuner_core.runtime.blocked_attention import blocked_attention, in_blocks
 from kvtuner_core.runtime.interception import eager_attention, is_plain
 
 SPLIT_SLOTS = {"cpu": 1 << 60, "cuda": 4096}
@@ -34,6 +35,7 @@ class Mask:
     visible: Tensor
     shared: int
     _folded: dict[int, Tensor] = field(default_factory=dict)
+    _added: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, visible: Tensor) -> "Mask":
@@ -45,6 +47,13 @@ class Mask:
         if per_head not in self._folded:
             self._folded[per_head] = self.visible.repeat(per_head, 1) if per_head > 1 else self.visible
         return self._folded[per_head]
+
+    def added(self, per_head: int) -> Tensor:
+        """`folded` without the shared slots, as float32 numbers to add to the scores: 0 or minus infinity."""
+        if per_head not in self._added:
+            hidden = ~self.visible[:, self.shared :].repeat(per_head, 1)
+            self._added[per_head] = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, -torch.inf)
+        return self._added[per_head]
 
 
 @contextlib.contextmanager
@@ -66,8 +75,8 @@ def masked_attention(
     """Attention of suffix queries over laid-out keys and values.
 
     Plain models take torch's fused attention with the query heads of a KV head folded into its
-    rows, so that keys and values are never repeated. Models with soft caps or learned sinks, and
-    those that run eager, take their family's own function.
+    rows, so that keys and values are never repeated, or what is faster than that on a CPU. Models with
+    soft caps or learned sinks, and those that run eager, take their family's own function.
 
     Args:
         module: The model's attention module.
@@ -89,6 +98,9 @@ def masked_attention(
     rows = query.reshape(batch, kv_heads, per_head * suffix, head_dim)
     if splits(rows, value, mask.shared):
         output = _split(rows, key, value, mask.folded(per_head), shared=mask.shared, scaling=scaling)
+    elif in_blocks(rows, key, value):
+        factor = head_dim**-0.5 if scaling is None else scaling
+        output = blocked_attention(rows, key, value, added=mask.added(per_head), factor=factor)
     else:
         output = nn.functional.scaled_dot_product_attention(
             rows, key, value, attn_mask=mask.folded(per_head), scale=scaling
