@@ -1,6 +1,7 @@
 """How far predictions moved: KL divergence, agreement, likelihood; and intervals over prompts."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from kvtuner_core.domain.metrics import Interval
 
-_CHUNK_VALUES = 1 << 18
+_CHUNK_VALUES = 1 << 19
 _CHUNK_VALUES_CUDA = 1 << 26
 _ALIGNED_VALUES = 8
 _RESAMPLES = 2000
@@ -77,6 +78,8 @@ def divergence(reference: Reference, logits: Tensor) -> Divergence:
 
     KL is summed as ``p (exp(-d) - 1 + d)`` with ``d = log p - log q``: the same sum as that of
     ``p d``, but every term is positive and of second order, so that float32 keeps small ones exact.
+    On a CPU d is moved to have the mean 0 under p instead, and KL is the ``log(1 + sum)`` of the same
+    terms, which spares the sum of exponentials that would normalise q.
 
     Args:
         reference: Full-precision predictions.
@@ -118,10 +121,10 @@ def _moved(reference: Reference, logits: Tensor) -> tuple[Tensor, ...]:
     policies, count, vocabulary = logits.shape
     rows = max(1, _rows(logits) // policies)
     parts = [slice(start, start + rows) for start in range(0, count, rows)]
-    # The processor's cache holds a chunk and these two; new tensors for each step would cost more than the sums.
+    # The processor's cache holds a chunk and these; new tensors for each step would cost more than the sums.
     exact = torch.promote_types(logits.dtype, torch.float32)
     length = policies * min(rows, count) * _stride(vocabulary, logits.device)
-    scratch = torch.empty((2, length), dtype=exact, device=logits.device)
+    scratch = torch.empty((2 if logits.is_cuda else 3, length), dtype=exact, device=logits.device)
     found = [_compare(reference, logits[:, part], part, scratch) for part in parts]
     return tuple(torch.cat(column, dim=1) for column in zip(*found, strict=True))
 
@@ -143,7 +146,6 @@ def _rows_of(scratch: Tensor, like: Tensor) -> Tensor:
 
 def _compare(reference: Reference, logits: Tensor, part: slice, scratch: Tensor) -> tuple[Tensor, ...]:
     """KL, agreement, change of the label's likelihood, and whether the label is likeliest, of some rows."""
-    first, second = (_rows_of(one, logits) for one in scratch)
     log_p = reference.logits[part]
     if not reference.normalised:
         log_p = log_p.to(scratch.dtype)
@@ -154,11 +156,9 @@ def _compare(reference: Reference, logits: Tensor, part: slice, scratch: Tensor)
     highest = logits.amax(-1, keepdim=True)
     best, labelled = torch.split(logits.gather(-1, wanted), 1, dim=-1)
     agrees = best >= highest
-    log_sum = _log_sum_exp(logits, scratch=second)
     right = (labelled >= highest) | (labels < 0)
+    kl, log_sum = (_summed if logits.is_cuda else _centred)(log_p, logits, [_rows_of(one, logits) for one in scratch])
     change = log_p.gather(-1, index) - (labelled - log_sum)
-    difference = torch.sub(log_p, logits, out=first).add_(log_sum)
-    kl = _kl(log_p, difference, second)
     return kl, agrees.squeeze(-1), torch.where(labels < 0, torch.nan, change).squeeze(-1), right.squeeze(-1)
 
 
@@ -169,23 +169,35 @@ def _log_sum_exp(logits: Tensor, *, scratch: Tensor | None = None) -> Tensor:
     return moved.exp_().sum(-1, keepdim=True).log_().add_(highest)
 
 
-def _kl(log_p: Tensor, difference: Tensor, scratch: Tensor) -> Tensor:
-    if difference.is_cuda:
-        return _kl_without_waiting(log_p, difference, scratch)
-    # Beyond this exp overflows; such predictions are so far apart that the plain sum is exact enough.
-    if bool(difference.amin() < -_LARGEST_EXPONENT):
-        return difference.mul_(log_p.exp()).sum(-1).clamp_(min=0)
-    terms = torch.neg(difference, out=scratch).expm1_().add_(difference)
-    return terms.mul_(torch.exp(log_p.expand_as(difference), out=difference)).sum(-1)
+def _centred(log_p: Tensor, logits: Tensor, scratch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """KL ``[policies, rows]``, and the log of each row's sum of exponentials ``[policies, rows, 1]``.
+
+    With x the difference of logits and log p, less its mean under p, both are log(sum of p exp(x)), but for that mean.
+    """
+    moved, weights, terms = scratch
+    torch.exp(log_p.expand_as(logits), out=weights)
+    torch.sub(logits, log_p, out=moved)
+    # Their sum is not quite 1 in float32, which the mean of large numbers would show.
+    mean = torch.linalg.vecdot(weights, moved).div_(weights.sum(-1))[..., None]
+    highest = moved.sub_(mean).amax(-1, keepdim=True)
+    kl = torch.expm1(moved, out=terms).sub_(moved).mul_(weights).sum(-1).clamp_(min=0).log1p_()
+    if bool(highest.amax() > _LARGEST_EXPONENT):
+        # Beyond this exp overflows; such predictions are so far apart that the plain sum is exact enough.
+        plain = moved.sub_(highest).exp_().mul_(weights).sum(-1).log_().add_(highest[..., 0])
+        kl = torch.where(highest[..., 0] > _LARGEST_EXPONENT, plain, kl)
+    return kl, mean.add_(kl[..., None])
 
 
-def _kl_without_waiting(log_p: Tensor, difference: Tensor, scratch: Tensor) -> Tensor:
-    """`_kl` that chooses row by row on the GPU, which is not asked for an answer in between."""
+def _summed(log_p: Tensor, logits: Tensor, scratch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """`_centred` that chooses row by row on a GPU, which is not asked for an answer in between."""
+    first, second = scratch[:2]
+    log_sum = _log_sum_exp(logits, scratch=second)
+    difference = torch.sub(log_p, logits, out=first).add_(log_sum)
     far = difference.amin(-1) < -_LARGEST_EXPONENT
     weights = log_p.exp()
-    plain = torch.mul(weights, difference, out=scratch).sum(-1).clamp_(min=0)
-    terms = torch.neg(difference, out=scratch).expm1_().add_(difference).mul_(weights)
-    return torch.where(far, plain, terms.sum(-1))
+    plain = torch.mul(weights, difference, out=second).sum(-1).clamp_(min=0)
+    terms = torch.neg(difference, out=second).expm1_().add_(difference).mul_(weights)
+    return torch.where(far, plain, terms.sum(-1)), log_sum
 
 
 def bootstrap(means: np.ndarray, tokens: np.ndarray, *, seed: int) -> Interval:

@@ -78,15 +78,15 @@ def test_on_a_gpu_the_number_of_policies_changes_no_bit(monkeypatch, dtype):
     np.testing.assert_allclose(whole[6].kl, cpu.kl, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kl", [module._kl, module._kl_without_waiting])
+@pytest.mark.parametrize("way", [module._centred, module._summed])
 @pytest.mark.parametrize("rows", [1, 3, 100])
-def test_rows_of_scratch_may_lie_apart(monkeypatch, rows, kl):
+def test_rows_of_scratch_may_lie_apart(monkeypatch, rows, way):
     generator = torch.Generator().manual_seed(0)
     full, moved = torch.randn(7, 45, generator=generator), torch.randn(5, 7, 45, generator=generator)
     moved[1] *= 100
     reference = Reference.of(full, torch.arange(7) - 1)
     monkeypatch.setattr(module, "_CHUNK_VALUES", 5 * 45 * rows)
-    monkeypatch.setattr(module, "_kl", kl)
+    monkeypatch.setattr(module, "_centred", way)
     close = module._moved(reference, moved)
     monkeypatch.setattr(module, "_stride", lambda vocabulary, _device: vocabulary + 3)
     apart = module._moved(reference, moved)
