@@ -16,6 +16,9 @@ from kvtuner_core.domain.scheme import PrefillMode, QuantScheme
 from kvtuner_core.domain.scores import ErrorScores, WeightScores
 from kvtuner_core.domain.stopping import PartialScore, Stopping
 
+PROFILED_TOKENS = 600
+"""Suffix tokens, over all prompts and pairs, of a CPU's pass that measures pairs together: wider ones gain nothing."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationSpec:
@@ -56,7 +59,7 @@ class ModelReport:
         free_bytes: Free memory of the device in bytes.
         total_bytes: All memory of the device in bytes.
         together: Measurements that are worth asking for in one task: many on a GPU, which has room for
-            them in one pass, else 1.
+            them in one pass, else 1 (pairs of a layer, of few tokens, are still measured together).
     """
 
     info: ModelInfo

@@ -15,6 +15,7 @@ import torch
 from kvtuner_core.domain.memory import effective_bits
 from kvtuner_core.domain.policy import KVPolicy
 from kvtuner_core.domain.scheme import QuantScheme
+from kvtuner_core.domain.tasks import PROFILED_TOKENS
 from kvtuner_core.errors import ComputeError
 from kvtuner_core.runtime.bank import Storage
 from kvtuner_core.runtime.loading import LoadedModel
@@ -133,7 +134,8 @@ class _Sizes:
         shares = sum(effective_bits(policy, info.layers) for policy in widths) / (8 * item)
         self.codes = int(sum(per_layer) * tokens * shares)
         self.pass_rows = _pass_rows(loaded.device, info.parameters, info.vocabulary)
-        rows = max(self.pass_rows, *(len(prompt.suffix) for prompt in prompts))
+        least = PROFILED_TOKENS if loaded.device.type == "cpu" else self.pass_rows
+        rows = max(least, *(len(prompt.suffix) for prompt in prompts))
         attended = info.query_heads * info.layers[0].key_dim * item + max(per_layer)
         # On a CPU each layer's output is held twice: in full precision, and under the policy that was run last.
         outputs = (2 if loaded.device.type == "cpu" else 1) * info.hidden_size * item

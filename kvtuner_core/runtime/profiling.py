@@ -16,6 +16,7 @@ from torch import Tensor
 from kvtuner_core.domain.metrics import ErrorProfile
 from kvtuner_core.domain.policy import LayerPrecision
 from kvtuner_core.domain.precision import FULL_BITS, FULL_PAIR, PrecisionPair
+from kvtuner_core.domain.tasks import PROFILED_TOKENS
 from kvtuner_core.errors import ModelError
 from kvtuner_core.runtime.attending import weighted_attention
 from kvtuner_core.runtime.bank import Side
@@ -23,7 +24,6 @@ from kvtuner_core.runtime.interception import attention_implementation, is_plain
 from kvtuner_core.runtime.replay import Banked, Captured
 from kvtuner_core.runtime.session import Session
 
-_FUSED_ROWS = 300
 _KEPT_WIDTHS = 5
 _WEIGHTS_AT_ONCE = 4
 
@@ -97,7 +97,7 @@ def _together(session: Session) -> int:
         return session.together
     rows = max(prepared.reference.labels.numel() for prepared in session.prepared)
     # Runs of another shape round bfloat16 differently than the reference did.
-    return _FUSED_ROWS // rows if session.loaded.dtype == torch.float32 else 1
+    return PROFILED_TOKENS // rows if session.loaded.dtype == torch.float32 else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -15,6 +15,7 @@ from kvtuner_core.domain.provenance import Provenance, utc_now
 from kvtuner_core.domain.runs import Progress
 from kvtuner_core.domain.stopping import PartialScore, Stopping
 from kvtuner_core.domain.tasks import (
+    PROFILED_TOKENS,
     Answer,
     EvaluationSpec,
     MeasureTask,
@@ -33,6 +34,9 @@ T = TypeVar("T")
 
 _PASS = 8
 """Policies in a task are a multiple of it where there are enough: a pass of them takes as long as one with fewer."""
+
+_PAIRS = 4
+"""Pairs of a layer in a task on a CPU at most: more would seldom be stored, and stopped."""
 
 _BUNCH_SECONDS = 1.0
 _PASS_SECONDS = 60.0
@@ -202,8 +206,9 @@ class Measurements:
     def _layers(
         self, wanted: Sequence["_Wanted[tuple[int, PrecisionPair]]"]
     ) -> list[tuple["_Wanted[tuple[int, PrecisionPair]]", ...]]:
-        """Pairs of one layer in a task where the device has room for them in one pass."""
-        size = self.report.together
+        """Pairs of one layer in a task where they are measured in one pass."""
+        tokens = len(self.evaluation.prompts.prompts) * self.evaluation.suffix_tokens
+        size = max(self.report.together, min(_PAIRS, PROFILED_TOKENS // tokens))
         layers = [tuple(group) for _, group in groupby(wanted, key=lambda one: one.subject[0])]
         return [layer[start : start + size] for layer in layers for start in range(0, len(layer), size)]
 

@@ -62,7 +62,7 @@ def test_scores_can_be_left_out(ws, sweep_spec):
 
 def test_a_death_between_the_parts_loses_neither(open_workspace, sweep_spec):
     ws = open_workspace()
-    ws.compute.dies_at = 1 + 27 + 1
+    ws.compute.dies_at = 1 + 3 * 3 + 1
     with pytest.raises(Killed):
         drive(sweep(ws, sweep_spec))
     assert _parts(ws) == (1, 0)

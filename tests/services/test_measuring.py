@@ -44,8 +44,8 @@ def compute():
 
 @pytest.fixture
 def measurements(ws, compute):
-    def make(cancelled=never, together=1):
-        evaluation = calibration_session(ws, SweepSpec(limit=2))
+    def make(cancelled=never, together=1, suffix_tokens=24):
+        evaluation = calibration_session(ws, SweepSpec(limit=2, suffix_tokens=suffix_tokens))
         return Measurements(
             store=ws.store,
             compute=compute,
@@ -112,6 +112,21 @@ def test_a_device_with_room_for_many_is_asked_for_many_at_once(measurements, com
         (layer, pair) for layer in range(2) for pair in candidate_pairs((2, 4, 8))
     ]
     assert [len(task.pairs) for task in compute.given] == [9, 9]
+
+
+@pytest.mark.parametrize(
+    ("suffix_tokens", "sizes"),
+    [(24, [4, 4, 1]), (100, [3, 3, 3]), (150, [2, 2, 2, 2, 1]), (151, [1] * 9), (999, [1] * 9)],
+)
+def test_pairs_of_few_tokens_share_a_pass_on_a_cpu_too(measurements, compute, suffix_tokens, sizes):
+    """Two prompts; at most 600 tokens a pass, and four pairs a task."""
+    pairs = candidate_pairs((2, 4, 8))
+    taken = list(measurements(suffix_tokens=suffix_tokens).profile_many((3, 1), pairs))
+    assert [(one.layer, one.pair) for one in taken] == [(layer, pair) for layer in (3, 1) for pair in pairs]
+    for layer in (3, 1):
+        given = [task.pairs for task in reversed(compute.given) if task.layer == layer]
+        assert [len(some) for some in given] == sizes
+        assert [pair for some in given for pair in some] == list(pairs)
 
 
 def test_a_task_holds_about_a_second_of_scores(measurements, compute):

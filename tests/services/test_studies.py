@@ -51,7 +51,7 @@ def test_a_run_whose_process_died_is_interrupted_and_goes_on(open_workspace, swe
     record = studies.sweep_record(sweep_spec)
     ws.store.add_run(record)
     ws.store.update_run(record.id, status=RunStatus.RUNNING)
-    ws.compute.dies_at = 1 + 9
+    ws.compute.dies_at = 1 + 3
     with pytest.raises(Killed):
         drive(studies.sweep(ws, sweep_spec, run=record.id))
     ws = open_workspace()
