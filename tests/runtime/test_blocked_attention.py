@@ -10,12 +10,14 @@ from kvtuner_core.runtime.blocked_attention import in_blocks
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
 
-@pytest.fixture(autouse=True)
-def _anywhere(monkeypatch):
-    """On any processor, at any size, and in blocks of a few rows."""
+@pytest.fixture(autouse=True, params=["alone", "at once"])
+def _anywhere(request, monkeypatch):
+    """On any processor, at any size, and in blocks of a few rows or heads."""
     monkeypatch.setattr(blocked_attention, "hastens", lambda: True)
-    monkeypatch.setattr(blocked_attention, "_WORTH_CALLS", 1)
-    monkeypatch.setattr(blocked_attention, "_SCORES_AT_ONCE", 250)
+    monkeypatch.setattr(blocked_attention, "_FEWEST", 1)
+    monkeypatch.setattr(blocked_attention, "_ALONE", 1 if request.param == "alone" else 1 << 60)
+    monkeypatch.setattr(blocked_attention, "_SCORES_OF_A_HEAD", 250)
+    monkeypatch.setattr(blocked_attention, "_SCORES_OF_HEADS", 2000)
 
 
 def _exact(query, key, value, visible, scaling):
@@ -33,12 +35,12 @@ def _visible(suffix, slots, *, shared):
     return visible
 
 
-@pytest.mark.parametrize("shared", [0, 30, 63])
+@pytest.mark.parametrize("shared", [0, 30, 59])
 @pytest.mark.parametrize("heads", [(2, 2), (6, 2), (3, 1)])
 @pytest.mark.parametrize("sizes", [(16, 16), (24, 8)])
-def test_it_is_attention_to_the_rounding_of_float32(shared, heads, sizes):
+@pytest.mark.parametrize(("suffix", "slots"), [(9, 72), (8, 72), (8, 71), (12, 80)])
+def test_it_is_attention_to_the_rounding_of_float32(shared, heads, sizes, suffix, slots):
     torch.manual_seed(0)
-    suffix, slots = 9, 72
     query = torch.randn(2, suffix, heads[0], sizes[0]).transpose(1, 2)
     key, value = torch.randn(2, heads[1], slots, sizes[0]), torch.randn(2, heads[1], slots, sizes[1])
     visible = _visible(suffix, slots, shared=shared)
@@ -48,7 +50,7 @@ def test_it_is_attention_to_the_rounding_of_float32(shared, heads, sizes):
         )
         exact = _exact(query, key, value, visible, sizes[0] ** -0.5 if scaling is None else scaling)
         assert found.shape == exact.shape
-        assert float((found - exact).abs().amax()) < 2e-6
+        assert float((found - exact).abs().amax()) < 5e-6
 
 
 def test_views_are_read_as_they_are_seen():
@@ -56,7 +58,7 @@ def test_views_are_read_as_they_are_seen():
     query, key, value = (torch.randn(1, length, 2, 16).transpose(1, 2) for length in (5, 40, 40))
     visible = _visible(5, 40, shared=20)
     found = masked_attention(torch.nn.Identity(), query, key, value, mask=Mask.of(visible), implementation="sdpa")
-    assert float((found - _exact(query, key, value, visible, 0.25)).abs().amax()) < 2e-6
+    assert float((found - _exact(query, key, value, visible, 0.25)).abs().amax()) < 5e-6
 
 
 def test_what_needs_a_gradient_or_another_format_is_left_to_torch(monkeypatch):
@@ -65,9 +67,11 @@ def test_what_needs_a_gradient_or_another_format_is_left_to_torch(monkeypatch):
     assert not in_blocks(rows.double(), key.double(), value.double())
     wanting = rows.clone().requires_grad_()
     assert not in_blocks(wanting, key, value)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not in_blocks(rows, key, value)
     with torch.no_grad():
         assert in_blocks(wanting, key, value)
-    monkeypatch.setattr(blocked_attention, "_WORTH_CALLS", 65)
+    monkeypatch.setattr(blocked_attention, "_FEWEST", 65)
     assert not in_blocks(rows, key, value)
 
 
