@@ -181,11 +181,13 @@ def _centred(log_p: Tensor, logits: Tensor, scratch: Sequence[Tensor]) -> tuple[
     mean = torch.linalg.vecdot(weights, moved).div_(weights.sum(-1))[..., None]
     highest = moved.sub_(mean).amax(-1, keepdim=True)
     kl = torch.expm1(moved, out=terms).sub_(moved).mul_(weights).sum(-1).clamp_(min=0).log1p_()
-    if bool(highest.amax() > _LARGEST_EXPONENT):
-        # Beyond this exp overflows; such predictions are so far apart that the plain sum is exact enough.
-        plain = moved.sub_(highest).exp_().mul_(weights).sum(-1).log_().add_(highest[..., 0])
-        kl = torch.where(highest[..., 0] > _LARGEST_EXPONENT, plain, kl)
-    return kl, mean.add_(kl[..., None])
+    log_sum = mean + kl[..., None]
+    far = ~(highest <= _LARGEST_EXPONENT)
+    if bool(far.any()):
+        # Beyond this exp overflows, and p may be 0 where q is not; so far apart the plain difference is exact enough.
+        log_sum = torch.where(far, _log_sum_exp(logits, scratch=terms), log_sum)
+        kl = torch.where(far[..., 0], (log_sum - mean)[..., 0].clamp_(min=0), kl)
+    return kl, log_sum
 
 
 def _summed(log_p: Tensor, logits: Tensor, scratch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,8 @@ def packed(weight: Tensor) -> Tensor:
 def hasten(model: nn.Module) -> None:
     """Let the linear layers of a model on a CPU use `linear`, where that is faster; they stay the same in all else.
 
-    Their weights are packed where that takes no more than a quarter of the memory that is free.
+    Their weights are packed where that takes no more than a quarter of the memory that is free. What is then written
+    into a weight past autograd, through ``weight.data`` or NumPy, goes unseen: hasten the model again.
     """
     if not hastens():
         return
@@ -77,7 +78,7 @@ def hasten(model: nn.Module) -> None:
     free, _ = device_memory(torch.device("cpu"))
     if sum(weights.values()) <= _PACKED_SHARE * free:
         for layer in layers:
-            if isinstance(layer, HastenedLinear) and _is_plain(layer.weight):
+            if isinstance(layer, HastenedLinear) and _can_be_packed(layer.weight):
                 layer.pack()
 
 
@@ -92,11 +93,13 @@ class _Packed:
 
     Attributes:
         weight: Which one.
+        values: What it held, which keeps their place from being given to others.
         version: How often it had been changed when it was packed.
         parts: All its rows, or `PACKED_COLUMNS` at a time.
     """
 
     weight: Tensor
+    values: Tensor
     version: int
     parts: tuple[Tensor, ...]
 
@@ -111,7 +114,17 @@ class HastenedLinear(nn.Linear):
         wide = self.out_features > _ONE_PIECE
         parts = torch.split(self.weight, PACKED_COLUMNS) if wide else (self.weight,)
         self._packed = _Packed(
-            weight=self.weight, version=self.weight._version, parts=tuple(packed(part) for part in parts)
+            weight=self.weight,
+            values=self.weight.detach(),
+            version=self.weight._version,
+            parts=tuple(packed(part) for part in parts),
+        )
+
+    def _is_as_packed(self, known: _Packed) -> bool:
+        """Whether the weight is the one that was packed, unchanged as far as torch counts, and at the same place."""
+        weight = self.weight
+        return (
+            known.weight is weight and known.version == weight._version and known.values.data_ptr() == weight.data_ptr()
         )
 
     def packed_parts(self) -> tuple[Tensor, ...]:
@@ -119,7 +132,7 @@ class HastenedLinear(nn.Linear):
         known = self._packed
         if known is None:
             return ()
-        if known.weight is not self.weight or known.version != self.weight._version:
+        if not self._is_as_packed(known):
             self._packed = None
             return ()
         return known.parts
@@ -189,6 +202,11 @@ def _suits(states: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         # Of a bias it reads neighbouring numbers, whatever its strides.
         and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))
     )
+
+
+def _can_be_packed(weight: Tensor) -> bool:
+    """Whether `linear` would read what is packed of it, and torch counts its changes."""
+    return _is_plain(weight) and weight.numel() > 0 and weight.is_contiguous() and not weight.is_inference()
 
 
 def _is_plain(tensor: Tensor) -> bool:

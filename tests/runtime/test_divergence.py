@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from kvtuner_core.runtime import divergence as module
 from kvtuner_core.runtime.divergence import Divergence, Reference, bootstrap, divergence, divergences
@@ -21,6 +22,42 @@ def test_kl_is_the_plain_sum_in_float64(noise, shape):
     found = divergence(Reference.of(full, labels), moved)
     np.testing.assert_allclose(found.kl, _plain(full, moved), rtol=2e-3, atol=1e-10)
     assert (found.kl >= 0).all()
+
+
+@pytest.mark.parametrize("gap", [60.0, 90.0, 104.0, 150.0, 1e4])
+def test_what_had_no_probability_left_in_float32_may_become_the_likeliest(gap):
+    full, moved = torch.randn(2, 3, 50, generator=torch.Generator().manual_seed(0))
+    full[:, 7] = moved[:, 9] = gap
+    moved[2] = full[2] + 0.01
+    labels = torch.tensor([9, 9, 9])
+    found = divergence(Reference.of(full, labels), moved)
+    np.testing.assert_allclose(found.kl, _plain(full, moved), rtol=1e-6, atol=1e-5)
+    each = [nn.functional.cross_entropy(logits.double(), labels, reduction="none") for logits in (moved, full)]
+    np.testing.assert_allclose(found.nll_change, each[0] - each[1], rtol=1e-6, atol=1e-3)
+    assert found.kl[2] < 1e-6
+
+
+def test_a_token_that_is_ruled_out_is_infinitely_far():
+    full = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
+    moved = full + 0.1
+    moved[0, 3] = -torch.inf
+    found = divergence(Reference.of(full, torch.tensor([5, 5])), moved)
+    assert found.kl[0] == np.inf
+    assert found.kl[1] < 1e-6
+    assert np.isfinite(found.nll_change).all()
+
+
+def test_a_row_that_is_far_changes_no_bit_of_others():
+    full = torch.randn(6, 200, generator=torch.Generator().manual_seed(0))
+    moved = full + 0.1 * torch.randn(6, 200, generator=torch.Generator().manual_seed(1))
+    reference = Reference.of(full, torch.arange(6))
+    before = divergence(reference, moved)
+    moved[3, 8] = 500.0
+    after = divergence(reference, moved)
+    assert after.kl[3] > 400
+    others = np.arange(6) != 3
+    np.testing.assert_array_equal(after.kl[others], before.kl[others])
+    np.testing.assert_array_equal(after.nll_change[others], before.nll_change[others])
 
 
 def test_agreement_and_likelihood_are_counted_per_token():

@@ -243,7 +243,7 @@ def test_a_packed_weight_changes_no_bit(rows: int) -> None:
 
 
 @pytest.mark.usefixtures("hastened")
-@pytest.mark.parametrize("change", ["in place", "another", "loaded", "moved"])
+@pytest.mark.parametrize("change", ["in place", "another", "loaded", "assigned", "moved", "data", "data twice"])
 def test_a_weight_that_was_changed_is_packed_no_more(change: str) -> None:
     layer, states = _layer(), torch.randn(5, 72)
     with torch.no_grad():
@@ -253,10 +253,43 @@ def test_a_weight_that_was_changed_is_packed_no_more(change: str) -> None:
             layer.weight = nn.Parameter(layer.weight + 1)
         elif change == "loaded":
             layer.load_state_dict({name: 3 * value for name, value in layer.state_dict().items()})
+        elif change == "assigned":
+            layer.load_state_dict({name: 3 * value for name, value in layer.state_dict().items()}, assign=True)
+        elif change.startswith("data"):
+            # The second time the first one's memory would be at hand again.
+            for _ in range(len(change.split())):
+                layer.weight.data = layer.weight * 2
         else:
             layer.double().float()
     assert layer.packed_parts() == ()
     assert torch.allclose(layer(states), nn.functional.linear(states, layer.weight, layer.bias), atol=1e-5)
+
+
+@pytest.mark.usefixtures("hastened")
+def test_what_is_written_past_autograd_is_seen_once_the_model_is_hastened_again() -> None:
+    layer, states = _layer(), torch.randn(5, 72)
+    layer.weight.data.mul_(2)
+    hasten(layer)
+    assert len(layer.packed_parts()) == 1
+    assert torch.allclose(layer(states), nn.functional.linear(states, layer.weight, layer.bias), atol=1e-5)
+
+
+@pytest.mark.usefixtures("hastened")
+@pytest.mark.parametrize("shape", [(72, 40), (0, 40), (72, 0)])
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_weights_that_cannot_be_packed_are_multiplied_as_they_are(shape: tuple[int, int]) -> None:
+    columns, inner = shape
+    with torch.inference_mode():
+        counted = nn.Linear(inner, columns)
+    turned = nn.Linear(inner, columns)
+    turned.weight = nn.Parameter(torch.randn(inner, columns).t())
+    states = torch.randn(3, inner)
+    for layer in (counted, turned) if all(shape) else (nn.Linear(inner, columns),):
+        hasten(layer)
+        assert not isinstance(layer, HastenedLinear) or layer.packed_parts() == ()
+        with torch.inference_mode():
+            exact = nn.functional.linear(states, layer.weight, layer.bias)
+            assert torch.allclose(layer(states), exact, atol=1e-5)
 
 
 @pytest.mark.usefixtures("hastened")

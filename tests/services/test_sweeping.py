@@ -78,6 +78,18 @@ def test_a_sweep_that_died_goes_on_where_it_stopped(open_workspace, sweep_spec):
     assert _last(seen).reused == 13
 
 
+@pytest.mark.parametrize("tasks", [1, 2, 5])
+def test_a_sweep_that_died_gives_the_numbers_of_one_that_did_not(open_workspace, sweep_spec, tasks):
+    """Pairs that share a pass are stored together, so those that are left share theirs with the same ones."""
+    _, whole = drive(sweep(open_workspace("whole"), sweep_spec))
+    ws = open_workspace()
+    ws.compute.dies_at = 1 + tasks
+    with pytest.raises(Killed):
+        drive(sweep(ws, sweep_spec))
+    _, resumed = drive(sweep(open_workspace(), sweep_spec))
+    assert resumed.profiles == whole.profiles
+
+
 def test_a_cancelled_sweep_stops_before_the_next_measurement(ws, sweep_spec):
     asked = []
     steps = sweep(ws, sweep_spec, lambda: bool(asked))
