@@ -3,9 +3,15 @@
 import pytest
 import torch
 
-from kvtuner_core.runtime import attending, blocked_attention
+from kvtuner_core.domain.policy import KVPolicy
+from kvtuner_core.domain.scheme import QuantScheme
+from kvtuner_core.runtime import attending, blocked_attention, products
 from kvtuner_core.runtime.attending import Mask, masked_attention
 from kvtuner_core.runtime.blocked_attention import in_blocks
+from kvtuner_core.runtime.products import hasten
+from kvtuner_core.runtime.session import Session
+from tests.fakes.models import tiny_model
+from tests.runtime.test_session import make_loaded, make_spec
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -90,3 +96,23 @@ def test_where_mkl_is_the_faster_one_nothing_changes(monkeypatch):
     visible = _visible(4, 12, shared=8)
     found = masked_attention(torch.nn.Identity(), query, key, key, mask=Mask.of(visible), implementation="sdpa")
     assert torch.allclose(found.double(), _exact(query, key, key, visible, 0.25), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "phi"])
+def test_a_score_has_the_same_bits_in_any_company(monkeypatch, family):
+    monkeypatch.setattr(products, "hastens", lambda: True)
+    monkeypatch.setattr("kvtuner_core.runtime.head.hastens", lambda: True)
+    scheme = QuantScheme.kivi(group_size=4, residual_length=6)
+    loaded = make_loaded(tiny_model(family), torch.float32)
+    loaded.model.requires_grad_(False)
+    hasten(loaded.model)
+    session = Session(loaded, make_spec(scheme, suffix=9))
+    policies = [KVPolicy.uniform(name, layers=3, scheme=scheme) for name in ("K8V4", "K4V2", "K2V2", "K4V8", "K8V2")]
+
+    def numbers(scores):
+        return [(score.kl, score.kl_per_prompt, score.nll_change, score.others) for score in scores]
+
+    together = numbers(session.score_many(policies))
+    assert all(kl.mean > 0 for kl, *_ in together)
+    assert numbers(session.score_many(policies[::-1])) == together[::-1]
+    assert numbers(Session(loaded, make_spec(scheme, suffix=9)).score_many(policies[3:4])) == together[3:4]

@@ -40,13 +40,11 @@ SCHEMES = {
 }
 
 
-def make_loaded(model):
+def make_loaded(model, dtype=torch.float64):
     """In float64: a code that sits on an edge would else round differently in the two ways of computing it."""
-    model = model.double()
+    model = model.to(dtype)
     info = model_info("tiny", model)
-    return LoadedModel(
-        model=model, tokenizer=tiny_tokenizer(), info=info, device=torch.device("cpu"), dtype=torch.float64
-    )
+    return LoadedModel(model=model, tokenizer=tiny_tokenizer(), info=info, device=torch.device("cpu"), dtype=dtype)
 
 
 def make_spec(scheme, *, texts=TEXTS, prefix=53, suffix=17, completions=()):
