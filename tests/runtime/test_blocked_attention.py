@@ -16,14 +16,12 @@ from tests.runtime.test_session import make_loaded, make_spec
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
 
-@pytest.fixture(autouse=True, params=["alone", "at once"])
-def _anywhere(request, monkeypatch):
-    """On any processor, at any size, and in blocks of a few rows or heads."""
+@pytest.fixture(autouse=True)
+def _anywhere(monkeypatch):
+    """On any processor, at any size, and in blocks of a few rows."""
     monkeypatch.setattr(blocked_attention, "hastens", lambda: True)
-    monkeypatch.setattr(blocked_attention, "_FEWEST", 1)
-    monkeypatch.setattr(blocked_attention, "_ALONE", 1 if request.param == "alone" else 1 << 60)
-    monkeypatch.setattr(blocked_attention, "_SCORES_OF_A_HEAD", 250)
-    monkeypatch.setattr(blocked_attention, "_SCORES_OF_HEADS", 2000)
+    monkeypatch.setattr(blocked_attention, "_WORTH_CALLS", 1)
+    monkeypatch.setattr(blocked_attention, "_SCORES_AT_ONCE", 250)
 
 
 def _exact(query, key, value, visible, scaling):
@@ -41,12 +39,12 @@ def _visible(suffix, slots, *, shared):
     return visible
 
 
-@pytest.mark.parametrize("shared", [0, 30, 59])
+@pytest.mark.parametrize("shared", [0, 30, 63])
 @pytest.mark.parametrize("heads", [(2, 2), (6, 2), (3, 1)])
 @pytest.mark.parametrize("sizes", [(16, 16), (24, 8)])
-@pytest.mark.parametrize(("suffix", "slots"), [(9, 72), (8, 72), (8, 71), (12, 80)])
-def test_it_is_attention_to_the_rounding_of_float32(shared, heads, sizes, suffix, slots):
+def test_it_is_attention_to_the_rounding_of_float32(shared, heads, sizes):
     torch.manual_seed(0)
+    suffix, slots = 9, 72
     query = torch.randn(2, suffix, heads[0], sizes[0]).transpose(1, 2)
     key, value = torch.randn(2, heads[1], slots, sizes[0]), torch.randn(2, heads[1], slots, sizes[1])
     visible = _visible(suffix, slots, shared=shared)
@@ -56,7 +54,7 @@ def test_it_is_attention_to_the_rounding_of_float32(shared, heads, sizes, suffix
         )
         exact = _exact(query, key, value, visible, sizes[0] ** -0.5 if scaling is None else scaling)
         assert found.shape == exact.shape
-        assert float((found - exact).abs().amax()) < 5e-6
+        assert float((found - exact).abs().amax()) < 2e-6
 
 
 def test_views_are_read_as_they_are_seen():
@@ -64,7 +62,7 @@ def test_views_are_read_as_they_are_seen():
     query, key, value = (torch.randn(1, length, 2, 16).transpose(1, 2) for length in (5, 40, 40))
     visible = _visible(5, 40, shared=20)
     found = masked_attention(torch.nn.Identity(), query, key, value, mask=Mask.of(visible), implementation="sdpa")
-    assert float((found - _exact(query, key, value, visible, 0.25)).abs().amax()) < 5e-6
+    assert float((found - _exact(query, key, value, visible, 0.25)).abs().amax()) < 2e-6
 
 
 def test_what_needs_a_gradient_or_another_format_is_left_to_torch(monkeypatch):
@@ -77,7 +75,7 @@ def test_what_needs_a_gradient_or_another_format_is_left_to_torch(monkeypatch):
         assert not in_blocks(rows, key, value)
     with torch.no_grad():
         assert in_blocks(wanting, key, value)
-    monkeypatch.setattr(blocked_attention, "_FEWEST", 65)
+    monkeypatch.setattr(blocked_attention, "_WORTH_CALLS", 65)
     assert not in_blocks(rows, key, value)
 
 
@@ -116,3 +114,26 @@ def test_a_score_has_the_same_bits_in_any_company(monkeypatch, family):
     assert all(kl.mean > 0 for kl, *_ in together)
     assert numbers(session.score_many(policies[::-1])) == together[::-1]
     assert numbers(Session(loaded, make_spec(scheme, suffix=9)).score_many(policies[3:4])) == together[3:4]
+
+
+@pytest.fixture
+def _threads():
+    """The number of threads, which the test may change."""
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize(("suffix", "slots"), [(24, 120), (24, 536), (128, 640)])
+def test_the_number_of_threads_changes_no_bit(monkeypatch, suffix, slots):
+    monkeypatch.setattr(blocked_attention, "_SCORES_AT_ONCE", 1 << 21)
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, heads, length, 64) for heads, length in ((9, suffix), (3, slots), (3, slots)))
+    mask = Mask.of(_visible(suffix, slots, shared=slots - suffix))
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(masked_attention(torch.nn.Identity(), query, key, value, mask=mask, implementation="sdpa"))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
