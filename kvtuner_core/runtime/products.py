@@ -10,7 +10,7 @@ gives the same numbers bit for bit.
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -71,18 +71,19 @@ def hasten(model: nn.Module) -> None:
     """
     if not hastens():
         return
-    layers = [module for module in model.modules() if is_linear(module) and isinstance(module, nn.Linear)]
-    for layer in layers:
-        layer.__class__ = HastenedLinear
+    for module in model.modules():
+        if is_linear(module):
+            module.__class__ = HastenedLinear
+    layers = [module for module in model.modules() if isinstance(module, HastenedLinear)]
     weights = {id(layer.weight): layer.weight.nbytes for layer in layers}
     free, _ = device_memory(torch.device("cpu"))
     if sum(weights.values()) <= _PACKED_SHARE * free:
         for layer in layers:
-            if isinstance(layer, HastenedLinear) and _can_be_packed(layer.weight):
+            if _can_be_packed(layer.weight):
                 layer.pack()
 
 
-def is_linear(module: object) -> bool:
+def is_linear(module: object) -> TypeGuard[nn.Linear]:
     """Whether a module is a plain linear layer, hastened or not; what else is made of one may compute anything."""
     return type(module) in (nn.Linear, HastenedLinear)
 

@@ -16,11 +16,21 @@ from kvtuner_core.runtime.products import HastenedLinear, hasten, hastens, is_li
 @pytest.fixture(params=[False, True], ids=["MKL", "oneDNN"])
 def hastened(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Both ways, on any processor on which torch has oneDNN."""
-    if request.param and not torch.backends.mkldnn.is_available():
+    return _choose(monkeypatch, onednn=request.param)
+
+
+@pytest.fixture
+def _by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By oneDNN, on any processor on which torch has it."""
+    _choose(monkeypatch, onednn=True)
+
+
+def _choose(monkeypatch: pytest.MonkeyPatch, *, onednn: bool) -> bool:
+    if onednn and not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
-    monkeypatch.setattr(products, "hastens", lambda: request.param)
-    monkeypatch.setattr("kvtuner_core.runtime.head.hastens", lambda: request.param)
-    return bool(request.param)
+    monkeypatch.setattr(products, "hastens", lambda: onednn)
+    monkeypatch.setattr("kvtuner_core.runtime.head.hastens", lambda: onednn)
+    return onednn
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -225,12 +235,11 @@ def _layer(columns: int = 40) -> HastenedLinear:
     model = nn.Sequential(nn.Linear(72, columns))
     hasten(model)
     (layer,) = model
-    if not isinstance(layer, HastenedLinear):
-        pytest.skip("MKL packs nothing")
+    assert isinstance(layer, HastenedLinear)
     return layer
 
 
-@pytest.mark.usefixtures("hastened")
+@pytest.mark.usefixtures("_by_onednn")
 @pytest.mark.parametrize("rows", [2, 24, 145])
 def test_a_packed_weight_changes_no_bit(rows: int) -> None:
     layer, states = _layer(), torch.randn(rows, 72)
@@ -242,7 +251,7 @@ def test_a_packed_weight_changes_no_bit(rows: int) -> None:
     assert torch.equal(gradient, plain)
 
 
-@pytest.mark.usefixtures("hastened")
+@pytest.mark.usefixtures("_by_onednn")
 @pytest.mark.parametrize("change", ["in place", "another", "loaded", "assigned", "moved", "data", "data twice"])
 def test_a_weight_that_was_changed_is_packed_no_more(change: str) -> None:
     layer, states = _layer(), torch.randn(5, 72)
@@ -265,7 +274,7 @@ def test_a_weight_that_was_changed_is_packed_no_more(change: str) -> None:
     assert torch.allclose(layer(states), nn.functional.linear(states, layer.weight, layer.bias), atol=1e-5)
 
 
-@pytest.mark.usefixtures("hastened")
+@pytest.mark.usefixtures("_by_onednn")
 def test_what_is_written_past_autograd_is_seen_once_the_model_is_hastened_again() -> None:
     layer, states = _layer(), torch.randn(5, 72)
     layer.weight.data.mul_(2)
@@ -274,7 +283,7 @@ def test_what_is_written_past_autograd_is_seen_once_the_model_is_hastened_again(
     assert torch.allclose(layer(states), nn.functional.linear(states, layer.weight, layer.bias), atol=1e-5)
 
 
-@pytest.mark.usefixtures("hastened")
+@pytest.mark.usefixtures("_by_onednn")
 @pytest.mark.parametrize("shape", [(72, 40), (0, 40), (72, 0)])
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_weights_that_cannot_be_packed_are_multiplied_as_they_are(shape: tuple[int, int]) -> None:
@@ -292,7 +301,7 @@ def test_weights_that_cannot_be_packed_are_multiplied_as_they_are(shape: tuple[i
             assert torch.allclose(layer(states), exact, atol=1e-5)
 
 
-@pytest.mark.usefixtures("hastened")
+@pytest.mark.usefixtures("_by_onednn")
 def test_packing_takes_a_quarter_of_the_free_memory_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     size = 4 * 72 * 40
     for free, packs in ((4 * size - 1, False), (4 * size, True)):
@@ -300,7 +309,7 @@ def test_packing_takes_a_quarter_of_the_free_memory_at_most(monkeypatch: pytest.
         assert bool(_layer().packed_parts()) is packs
 
 
-@pytest.mark.usefixtures("hastened")
+@pytest.mark.usefixtures("_by_onednn")
 def test_a_wide_layer_is_packed_in_parts_which_the_head_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_ONE_PIECE", 4000)
     layer, states = _layer(5000), torch.randn(7, 72)

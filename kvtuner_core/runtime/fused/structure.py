@@ -195,8 +195,7 @@ def _linear(module: Any, *, bias: bool = True) -> nn.Linear:
         raise ModelError(f"a {type(module).__name__} stands where a plain linear layer is expected")
     if not bias and module.bias is not None:
         raise ModelError("a linear layer has a bias where its family has none")
-    found: nn.Linear = module
-    return found
+    return module
 
 
 def _is_ours(module: Any, model: PreTrainedModel) -> bool:
