@@ -76,4 +76,4 @@ def processors(device: torch.device) -> int:
 @cache
 def launches_early(device: torch.device) -> bool:
     """Whether a kernel can be launched while the one before it still runs (from Hopper on)."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+    return device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device)[0] >= 9

@@ -77,7 +77,7 @@ def empty_side(  # noqa: PLR0913
     )
 
 
-def append(
+def append(  # noqa: PLR0913
     keys: PackedSide,
     values: PackedSide,
     *,
@@ -85,6 +85,7 @@ def append(
     new: tuple[Tensor, Tensor],
     progress: Tensor,
     keep: bool = True,
+    settled: bool = False,
     implementation: Implementation = "auto",
 ) -> None:
     """Write new tokens into the recent buffer, and quantise and pack those that are due, in place.
@@ -106,6 +107,8 @@ def append(
             before, and packed after; the last is not used.
         keep: Whether new tokens go into the recent buffer. Of the calls for several segments only the last
             may let them: the others still read there what is due.
+        settled: Whether ``progress`` was there before the work that made ``new`` began, as in a captured step: a GPU
+            then reads where the tokens go while it still waits for them. Results are the same.
         implementation: ``auto`` takes the kernels on CUDA and the reference elsewhere.
 
     Raises:
@@ -115,7 +118,7 @@ def append(
     if implementation == "triton" or (implementation == "auto" and progress.is_cuda):
         from kernels.append import triton_impl
 
-        triton_impl.append(keys, values, recent, new, progress, keep=keep)
+        triton_impl.append(keys, values, recent, new, progress, keep=keep, settled=settled)
         return
     reference.append(keys, values, recent, new, progress, keep=keep)
 

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-# ruff: noqa: N803, N806, PLR0913, PLR0917
+# ruff: noqa: C901, N803, N806, PLR0913, PLR0917
 """Quantises, packs and appends in place on a GPU.
 
 A tile of tokens, one (per-token groups while decoding), 32 (a group per channel) or 64 (a block, when
@@ -208,7 +208,9 @@ def _pack(
 
 @triton.jit
 def _pack_due(
-    p_progress,
+    before,
+    begin,
+    end,
     p_new,
     p_recent,
     p_bytes,
@@ -229,10 +231,7 @@ def _pack_due(
     T: tl.constexpr,
     FEW: tl.constexpr,
 ):
-    """Pack what is due of one head's keys or values."""
-    before = tl.load(p_progress)
-    begin = tl.load(p_progress + 1)
-    end = tl.load(p_progress + 2)
+    """Pack what is due of one head's keys or values, the store positions from ``begin`` to ``end``."""
     if RING:
         # an older block at the same place would be overwritten at once, perhaps by another program
         begin = tl.maximum(begin, ((end + 63) // 64 - blocks) * 64)
@@ -241,7 +240,7 @@ def _pack_due(
     if FEW == 0:
         start = (begin // 64 + tl.program_id(1)) * 64
         stop = tl.minimum(start + 64, end)
-    # most steps have nothing due, and what does not change from turn to turn is worked out before the loop
+    # what does not change from turn to turn is worked out before the loop
     if start < stop:
         for low in range(start, stop, T):
             position = low + tl.arange(0, T)
@@ -285,15 +284,17 @@ def pack_kernel(
     T: tl.constexpr,
     FEW: tl.constexpr,
     EARLY: tl.constexpr,
+    SETTLED: tl.constexpr,
 ):
     """One head's keys or values.
 
     ``FEW`` is 0 and ``T`` 64: one block; else all that is due in tiles of ``T``, then the exact tokens. ``EARLY``
-    says that it is launched while the kernel before it may still run.
+    says that it is launched while the kernel before it may still run, ``SETTLED`` that the position was there before
+    that one began.
     """
-    if EARLY:
+    if EARLY and not SETTLED:
         gdc_wait()
-        gdc_launch_dependents()
+    before = tl.load(p_progress)
     head = tl.program_id(0).to(tl.int64)
     batch = head // heads
     inner = head % heads
@@ -305,24 +306,38 @@ def pack_kernel(
         p_new_values + batch * new_value_strides[0] + inner * new_value_strides[1],
     )
     p_recent = tl.where(keys, p_recent_keys, p_recent_values) + head * (sinks + ring) * D
-    if keys:
-        _pack_due(
-            p_progress, p_new, p_recent, p_keys, p_key_scales, head, new_token, sinks, ring, first_block, blocks, True,
-            K_BITS, D, WIDTH, CHANNEL, K_GROUP, RING, T, FEW,
-        )  # fmt: skip
-    else:
-        _pack_due(
-            p_progress, p_new, p_recent, p_values, p_value_scales, head, new_token, sinks, ring, first_block, blocks,
-            False, V_BITS, D, WIDTH, False, V_GROUP, RING, T, FEW,
-        )  # fmt: skip
     if FEW > 0:
-        before = tl.load(p_progress)
         d = tl.arange(0, WIDTH)[None, :]
         i = tl.arange(0, FEW)[:, None]
         position = before + i
         slot = tl.where(position < sinks, position, sinks + (position - sinks) % ring)
-        mask = (i < count) & (d < D) & ((position < sinks) | (i >= count - ring))
-        tl.store(p_recent + slot * D + d, tl.load(p_new + i * new_token + d, mask=mask), mask=mask)
+        m_kept = (i < count) & (d < D) & ((position < sinks) | (i >= count - ring))
+        p_from, p_to = p_new + i * new_token + d, p_recent + slot * D + d
+    if EARLY:
+        if SETTLED:
+            gdc_wait()
+        gdc_launch_dependents()
+    begin = tl.load(p_progress + 1)
+    end = tl.load(p_progress + 2)
+    if FEW > 0:
+        # All of a step that has nothing due, in one piece: code that is new to a processor comes slowly.
+        kept = tl.load(p_from, mask=m_kept)
+        idle = begin >= end
+        tl.store(p_to, kept, mask=m_kept & idle)
+        if idle:
+            return
+    if keys:
+        _pack_due(
+            before, begin, end, p_new, p_recent, p_keys, p_key_scales, head, new_token, sinks, ring, first_block,
+            blocks, True, K_BITS, D, WIDTH, CHANNEL, K_GROUP, RING, T, FEW,
+        )  # fmt: skip
+    else:
+        _pack_due(
+            before, begin, end, p_new, p_recent, p_values, p_value_scales, head, new_token, sinks, ring, first_block,
+            blocks, False, V_BITS, D, WIDTH, False, V_GROUP, RING, T, FEW,
+        )  # fmt: skip
+    if FEW > 0:
+        tl.store(p_to, kept, mask=m_kept)
 
 
 @triton.jit
@@ -375,6 +390,7 @@ def append(
     progress: Tensor,
     *,
     keep: bool,
+    settled: bool,
 ) -> None:
     """See `kernels.append.op.append`."""
     new_keys, new_values = (x if x.stride(3) == 1 else x.contiguous() for x in new)
@@ -409,6 +425,7 @@ def append(
             "T": tile,
             "FEW": triton.next_power_of_2(count) if few else 0,
             "EARLY": early,
+            "SETTLED": settled,
         },
         {"num_warps": {1: 1, 32: 4, 64: 8}[tile], "enable_fp_fusion": False} | ({"launch_pdl": True} if early else {}),
     )

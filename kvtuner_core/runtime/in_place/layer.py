@@ -210,8 +210,11 @@ class InPlaceLayer(PackedLayer):  # type: ignore[no-untyped-call]
 
     def _update_few(self, keys: Tensor, values: Tensor, span: Span) -> tuple[Tensor, Tensor]:
         plan = self.planner.plan(self.extent, span, batch=keys.shape[0], device=keys.device)
+        # a captured step works its numbers out before the first layer
+        settled = self.planner.captured
         for store, group in zip(self.stores, self.groups, strict=True):
-            store.append(self._heads(keys, group), self._heads(values, group), span, progress=plan.progress)
+            new = self._heads(keys, group), self._heads(values, group)
+            store.append(*new, span, progress=plan.progress, settled=settled)
         if not self.planner.captured:
             self.tokens, self.packed = span.after, span.packed_after
         return self._tagged(keys, values, span, plan), values

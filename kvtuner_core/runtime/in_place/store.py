@@ -86,15 +86,20 @@ class PackedStore:
         if missing > 0:
             self._grow(-(-missing // BLOCK))
 
-    def append(self, keys: Tensor, values: Tensor, span: Span, *, progress: Tensor) -> None:
-        """Write new tokens ``[B, H, N, D]`` and quantise those that are due; ``progress`` as in `StepPlan`."""
+    def append(self, keys: Tensor, values: Tensor, span: Span, *, progress: Tensor, settled: bool = False) -> None:
+        """Write new tokens ``[B, H, N, D]`` and quantise those that are due.
+
+        ``progress`` as in `StepPlan`, ``settled`` as of the op.
+        """
         if self.extent.sliding is not None or span.packed_after > self.capacity:
             headroom = max(_HEADROOM, self.capacity // _GROWTH)
             self.reserve(span.packed_after + self.extent.sinks + headroom)
         touched = list(self._touched(span))
         for sides in touched:
             last = sides is touched[-1]
-            append_op.append(*sides, recent=self.recent, new=(keys, values), progress=progress, keep=last)
+            append_op.append(
+                *sides, recent=self.recent, new=(keys, values), progress=progress, keep=last, settled=settled
+            )
 
     def attend(self, query: Tensor, plan: StepPlan, *, scale: float | None) -> Tensor:
         """Attention of ``[B, H_q, count, D]`` queries over what ``plan`` shows them."""
@@ -269,8 +274,16 @@ class ExactStore:
             size = (shape.batch, shape.heads, missing, shape.head_dim)
             side.append(torch.zeros(size, dtype=shape.dtype, device=shape.device))
 
-    def append(self, keys: Tensor, values: Tensor, span: Span, *, progress: Tensor) -> None:
-        """Write new tokens ``[B, H, N, D]``."""
+    def append(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        span: Span,
+        *,
+        progress: Tensor,
+        settled: bool = False,  # noqa: ARG002
+    ) -> None:
+        """Write new tokens ``[B, H, N, D]``; one kernel, for which ``settled`` makes no difference."""
         ring = self.extent.sliding is not None
         if ring or span.after > self.capacity:
             self.reserve(span.after + max(_HEADROOM, self.capacity // _GROWTH))

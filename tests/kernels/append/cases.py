@@ -116,7 +116,17 @@ def fill(
         new = (keys[:, :, before : before + count], values[:, :, before : before + count])
         for k, v in zip(held.keys, held.values, strict=True):
             last = k is held.keys[-1]
-            append(k, v, recent=held.recent, new=new, progress=numbers, keep=last, implementation=implementation)
+            # a copy from the host is there when it returns
+            settled = count == 1
+            append(
+                *(k, v),
+                recent=held.recent,
+                new=new,
+                progress=numbers,
+                keep=last,
+                settled=settled,
+                implementation=implementation,
+            )
     return held
 
 
