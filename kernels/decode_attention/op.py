@@ -83,8 +83,7 @@ class Recent:
     Attributes:
         keys: ``[B, H_kv, R, D]``, in the dtype of the query.
         values: Like ``keys``.
-        mask: ``[B, Q, R]`` bool, true where a query sees a token. Rows that are not seen are not read:
-            they may hold anything.
+        mask: ``[B, Q, R]`` bool, true where a query sees a token. Rows that no query sees may hold anything.
     """
 
     keys: Tensor

@@ -19,6 +19,7 @@ holds one register of each lane (g, t) of the warp.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,8 +36,15 @@ if TYPE_CHECKING:
     from kernels.decode_attention.op import PackedSide, Recent, Visible
 
 _MIN_BLOCKS = 2
+_MOST_PARTS = 4
+_HELD = 4096
+"""Elements of the splits' outputs that a program of the merge holds at once."""
+_MERGE_REGISTERS = 168
+"""As few as the narrowest variant of the first kernel takes, so that a program of the merge fits in its place."""
+RECENT = gl.constexpr(32)
+"""Recent tokens that a program of the first kernel takes at once, dealt out like a block."""
 _RECENT_TILE = 16
-"""Recent tokens that the merge takes at once."""
+"""Recent tokens that the merge takes at once, where the first kernel takes none."""
 _LOG2E = tl.constexpr(1.4426950408889634)
 _HALF_ONE = gl.constexpr(12582912.0)
 
@@ -160,6 +168,40 @@ def _mma_half(a0, a1, a2, a3, b0, b1, c):
         is_pure=True,
         pack=1,
     )
+
+
+@gluon.jit
+def _mma_exact(a0, a1, a2, a3, b0, b1, c, BF16: gl.constexpr):
+    KIND: gl.constexpr = "bf16.bf16" if BF16 else "f16.f16"
+    return gl.inline_asm_elementwise(
+        "mma.sync.aligned.m16n8k16.row.col.f32." + KIND + ".f32 "
+        "{$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};",
+        "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
+        [a0, a1, a2, a3, b0, b1, c[0], c[1], c[2], c[3]],
+        dtype=(gl.float32, gl.float32, gl.float32, gl.float32),
+        is_pure=True,
+        pack=1,
+    )
+
+
+@gluon.jit
+def _transposed(x):
+    """The transpose of a warp's 8 x 8 halves, two a lane."""
+    return gl.inline_asm_elementwise(
+        "movmatrix.sync.aligned.m8n8.trans.b16 $0, $1;", "=r,r", [x], dtype=gl.int32, is_pure=True, pack=1
+    )
+
+
+@gluon.jit
+def _high_low(x, BF16: gl.constexpr):
+    """A float32 as two 16-bit floats, the nearest one and the nearest to what is left, in a word."""
+    if BF16:
+        high = x.to(gl.bfloat16).to(gl.float32)
+        ASM: gl.constexpr = "cvt.rn.bf16x2.f32 $0, $2, $1;"
+    else:
+        high = x.to(gl.float16).to(gl.float32)
+        ASM: gl.constexpr = "cvt.rn.f16x2.f32 $0, $2, $1;"
+    return gl.inline_asm_elementwise(ASM, "=r,f,f", [high, x - high], dtype=gl.int32, is_pure=True, pack=1)
 
 
 @gluon.jit
@@ -456,12 +498,28 @@ def _fold(q, loaded, GROUP_AT: gl.constexpr, D: gl.constexpr, T: gl.constexpr, L
 
 
 @gluon.jit
+def _row_words(p_rows, row, ROW: gl.constexpr, D: gl.constexpr, duos: gl.constexpr, L: gl.constexpr):
+    """Rows of 16-bit floats as operands: two words a lane of each 16 channels, one after the other."""
+    column = gl.arange(0, 8, layout=gl.SliceLayout(0, duos))
+    out = ()
+    for w in gl.static_range(D // 16):
+        x = gl.load(p_rows + (row[:, None] * ROW + w * 8 + column[None, :]))
+        a, b = gl.split(x.reshape([8, 4, 2]))
+        out = out + (gl.convert_layout(a, L, assert_trivial=True), gl.convert_layout(b, L, assert_trivial=True))
+    return out
+
+
+@gluon.jit
 def decode_kernel(
     p_query,
     p_keys,
     p_key_scales,
     p_values,
     p_value_scales,
+    p_words,
+    p_recent_keys,
+    p_recent_values,
+    p_mask,
     p_first,
     p_last,
     p_out,
@@ -474,12 +532,20 @@ def decode_kernel(
     rows,
     count,
     tiles,
+    recent,
+    key_batch,
+    key_head,
+    value_batch,
+    value_head,
     K_BITS: gl.constexpr,
     V_BITS: gl.constexpr,
     D: gl.constexpr,
     CHANNEL: gl.constexpr,
     K_GROUPS: gl.constexpr,
     V_GROUPS: gl.constexpr,
+    KEY_ROW: gl.constexpr,
+    VALUE_ROW: gl.constexpr,
+    BF16: gl.constexpr,
     RING: gl.constexpr,
     MIN_BLOCKS: gl.constexpr,
     EARLY: gl.constexpr,
@@ -488,8 +554,9 @@ def decode_kernel(
     """One split of one KV head for four query rows.
 
     The segment holds ``blocks`` blocks from token ``origin`` on; its splits are ``part_first`` and on
-    of ``part_count`` in the buffers. The visible blocks are dealt out evenly to the splits, here, so
-    that one grid serves every length.
+    of ``part_count`` in the buffers. The visible blocks, and after them the ``recent`` tokens by `RECENT` of them,
+    are dealt out evenly to the splits, here, so that one grid serves every length. Rows of recent tokens have
+    ``KEY_ROW`` and ``VALUE_ROW`` words.
     """
     W: gl.constexpr = D // 16
     E: gl.constexpr = D // 8
@@ -553,11 +620,13 @@ def decode_kernel(
         last = gl.minimum(last, blocks * 64)
     whole = (gl.maximum(last, 0) + 63) >> 6
     splits = gl.num_programs(0)
-    seen = gl.maximum(whole - (lowest >> 6), 0)
-    per_split = gl.maximum(_ratio(seen + splits - 1, splits), MIN_BLOCKS)
+    whole = gl.maximum(whole, lowest >> 6)
+    end = whole + (recent + (RECENT - 1)) // RECENT
+    per_split = gl.maximum(_ratio(end - (lowest >> 6) + splits - 1, splits), MIN_BLOCKS)
     lo = (lowest >> 6) + split * per_split
-    hi = gl.minimum(lo + per_split, whole)
-    if lo >= hi:
+    end = gl.minimum(lo + per_split, end)
+    hi = gl.minimum(end, whole)
+    if lo >= end:
         if CHAINED:
             gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
         return
@@ -568,7 +637,7 @@ def decode_kernel(
     p_v = p_values + before * V_BLOCK
     p_vs = p_value_scales + before * VS_BLOCK
     # the first tile is on its way while the queries are prepared
-    at = lo % blocks if RING else lo
+    at = lo % blocks if RING else gl.minimum(lo, blocks - 1)
     k_words = _load_words(p_k + at * K_BLOCK, K_RUNS, run)
     # what is wide is loaded late: held over a whole turn, its registers would cost a third of the programs
     if (not CHANNEL) and K_GROUPS == 1:
@@ -739,17 +808,74 @@ def decode_kernel(
         if RING:
             at = following
 
-    place = head * part_count + part_first + split
-    stats = p_stats + place.to(gl.int64) * 2 * rows + row
-    gl.store(stats, peak * alpha, mask=row < rows)
-    gl.store(stats + rows, gl.sum(norm, axis=0), mask=row < rows)
-    out = p_out + (place.to(gl.int64) * rows + row[None, :]) * D + g[:, None]
+    # from here on in powers of two, and without the fixed points of the packed values
+    peak = gl.where(lo < hi, peak * alpha, -1e30)
     added = ()
     for group in gl.static_range(V_GROUPS):
         added = added + (gl.sum(shift[group], axis=0)[None, :],)
+    grown = ()
     for e in gl.static_range(E):
-        y = acc[e] * (2.0 ** -(V_MAIN * (e % (8 // V_MAIN)))) + added[e // VE]
-        gl.store(out + 8 * e, y, mask=(row[None, :] < rows) & (g[:, None] < 8))
+        grown = grown + (acc[e] * (2.0 ** -(V_MAIN * (e % (8 // V_MAIN)))) + added[e // VE],)
+    acc = grown
+    duos: gl.constexpr = gl.BlockedLayout([1, 2], [8, 4], [1, 1], [1, 0])
+    place = gl.arange(0, 8, layout=gl.SliceLayout(1, duos))
+    p_words += (head * rows).to(gl.int64) * (D // 2)
+    p_recent_keys += batch.to(gl.int64) * key_batch + gl.program_id(1) * key_head
+    p_recent_values += batch.to(gl.int64) * value_batch + gl.program_id(1) * value_head
+    p_seen = p_mask + (batch * count + row % count) * recent
+    for chunk in range(gl.maximum(lo - whole, 0), end - whole):
+        q = _row_words(p_words, gl.minimum(row_0 + place // 2, rows - 1), D // 2, D, duos, L)
+        x = ()
+        anyone = ()
+        for part in gl.static_range(RECENT // 16):
+            token = chunk * RECENT + part * 16 + place
+            upper = _row_words(p_recent_keys, gl.minimum(token, recent - 1), KEY_ROW, D, duos, L)
+            lower = _row_words(p_recent_keys, gl.minimum(token + 8, recent - 1), KEY_ROW, D, duos, L)
+            c = (zero, zero, zero, zero)
+            for w in gl.static_range(W):
+                a = (upper[2 * w], lower[2 * w], upper[2 * w + 1], lower[2 * w + 1])
+                c = _mma_exact(a[0], a[1], a[2], a[3], q[2 * w], q[2 * w + 1], c, BF16)
+            for u in gl.static_range(2):
+                token = chunk * RECENT + part * 16 + u * 8 + g
+                m_seen = (token[:, None] < recent) & (row[None, :] < rows)
+                seen = gl.load(p_seen[None, :] + token[:, None], mask=m_seen, other=0).to(gl.int32)
+                x = x + (gl.where(seen != 0, c[2 * u] * (scale * _LOG2E), -1e38),)
+                anyone = anyone + (gl.max(seen, axis=1),)
+        tile = x[0]
+        for u in gl.static_range(1, RECENT // 8):
+            tile = gl.maximum(tile, x[u])
+        new_peak = gl.maximum(peak, gl.max(tile, axis=0))
+        old = _exp2(peak - new_peak)[None, :]
+        peak = new_peak
+        norm = norm * old
+        operand = ()
+        for u in gl.static_range(RECENT // 8):
+            p = _exp2(x[u] - peak[None, :])
+            norm = norm + p
+            operand = operand + (_transposed(_high_low(p, BF16)),)
+        turned = ()
+        for u in gl.static_range(RECENT // 8):
+            token = gl.minimum(chunk * RECENT + u * 8 + g, recent - 1)
+            for e in gl.static_range(E):
+                y = gl.load(p_recent_values + (token[:, None] * VALUE_ROW + e * 4 + t[None, :]))
+                # a row that nobody sees may hold anything
+                turned = turned + (_transposed(gl.where(anyone[u][:, None] != 0, y, 0)),)
+        sums = ()
+        for e in gl.static_range(0, E, 2):
+            c = (zero, zero, zero, zero)
+            for u in gl.static_range(0, RECENT // 8, 2):
+                a = (turned[u * E + e], turned[u * E + e + 1], turned[(u + 1) * E + e], turned[(u + 1) * E + e + 1])
+                c = _mma_exact(a[0], a[1], a[2], a[3], operand[u], operand[u + 1], c, BF16)
+            sums = sums + (acc[e] * old + (c[0] + c[1]), acc[e + 1] * old + (c[2] + c[3]))
+        acc = sums
+
+    place = head * part_count + part_first + split
+    stats = p_stats + place.to(gl.int64) * 2 * rows + row
+    gl.store(stats, peak, mask=row < rows)
+    gl.store(stats + rows, gl.sum(norm, axis=0), mask=row < rows)
+    out = p_out + (place.to(gl.int64) * rows + row[None, :]) * D + g[:, None]
+    for e in gl.static_range(E):
+        gl.store(out + 8 * e, acc[e], mask=(row[None, :] < rows) & (g[:, None] < 8))
     if CHAINED:
         # whoever waits for this kernel waits for the one before, beside which it ran
         gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
@@ -789,13 +915,17 @@ def value_codes(p_words, token, d, BITS: tl.constexpr):
 
 
 @triton.jit
-def deal(lowest, last, origin, blocks, splits, RING: tl.constexpr, MIN_BLOCKS: tl.constexpr):
-    """First block, blocks a split, and end of what is visible in a segment, as `decode_kernel` finds them."""
+def deal(lowest, last, origin, blocks, splits, RING: tl.constexpr, MIN_BLOCKS: tl.constexpr, more=0):
+    """First block, blocks a split, and end of what is visible in a segment, as `decode_kernel` finds them.
+
+    ``more`` counts the tiles of recent tokens that follow the blocks.
+    """
     last = last - origin
     if not RING:
         last = tl.minimum(last, blocks * 64)
     low = tl.maximum(lowest - origin, 0) // 64
     whole = (tl.maximum(last, 0) + 63) // 64
+    whole = tl.maximum(whole, low) + more
     return low, tl.maximum((whole - low + splits - 1) // splits, MIN_BLOCKS), whole
 
 
@@ -906,6 +1036,7 @@ def merge_kernel(
     rows,
     count,
     recent,
+    dealt,
     key_batch,
     key_head,
     value_batch,
@@ -914,6 +1045,7 @@ def merge_kernel(
     VALUE_TOKEN: tl.constexpr,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
+    CHANNELS: tl.constexpr,
     SPLITS: tl.constexpr,
     TOKENS: tl.constexpr,
     TILE: tl.constexpr,
@@ -921,39 +1053,25 @@ def merge_kernel(
     RING: tl.constexpr,
     MIN_BLOCKS: tl.constexpr,
     WAIT: tl.constexpr,
+    EXACT: tl.constexpr,
 ):
-    """One query row: the recent tokens (before the first kernel need be done), then the splits that hold any.
+    """``CHANNELS`` of one query row: recent tokens (before the first kernel need be done), then the splits.
 
-    ``segments`` are (origin, blocks, splits) one after the other; ``TILE`` rows share a program of the first kernel;
-    ``PER_QUERY`` says that the last visible token is given for each query.
+    ``segments`` are (origin, blocks, splits) one after the other; ``TILE`` rows share a program of the first kernel,
+    which has taken ``dealt`` tiles of recent tokens, or (``EXACT``) none; ``PER_QUERY`` says that the last visible
+    token is given for each query.
     """
-    row = tl.program_id(0)
+    row = tl.program_id(0) // (WIDTH // CHANNELS)
     inner = tl.program_id(1)
     batch = tl.program_id(2)
     head = (batch * tl.num_programs(1) + inner).to(tl.int64)
     d = tl.arange(0, WIDTH)
     m_d = d < D
-    query = tl.load(p_query + (head * rows + row) * D + d, mask=m_d, other=0.0).to(tl.float32)
-    acc = tl.full([WIDTH], 0.0, tl.float32)
+    c = tl.program_id(0) % (WIDTH // CHANNELS) * CHANNELS + tl.arange(0, CHANNELS)
+    m_c = c < D
+    acc = tl.full([CHANNELS], 0.0, tl.float32)
     norm = tl.full([1], 0.0, tl.float32)
     peak = tl.full([1], -1e30, tl.float32)
-    p_k = p_keys + batch.to(tl.int64) * key_batch + inner * key_head
-    p_v = p_values + batch.to(tl.int64) * value_batch + inner * value_head
-    for start in range(0, recent, TOKENS):
-        r = start + tl.arange(0, TOKENS)
-        m_r = r < recent
-        seen = tl.load(p_mask + (batch * count + row % count) * recent + r, mask=m_r, other=0) != 0
-        # a row that is not seen may hold anything
-        m_kv = seen[:, None] & m_d[None, :]
-        k = tl.load(p_k + r[:, None] * KEY_TOKEN + d[None, :], mask=m_kv, other=0.0).to(tl.float32)
-        v = tl.load(p_v + r[:, None] * VALUE_TOKEN + d[None, :], mask=m_kv, other=0.0).to(tl.float32)
-        x = tl.where(seen, tl.sum(k * query[None, :], axis=1) * (scale * _LOG2E), -1e38)
-        new_peak = tl.maximum(peak, tl.max(x, axis=0))
-        p = tl.exp2(x - new_peak)
-        old = tl.exp2(peak - new_peak)
-        norm = norm * old + tl.sum(p, axis=0)
-        acc = acc * old + tl.sum(p[:, None] * v, axis=0)
-        peak = new_peak
     tile = row // TILE * TILE + tl.arange(0, TILE)
     asked = batch * count + tile % count
     lowest = tl.min(tl.load(p_first + asked, mask=tile < rows, other=0x7FFFFFFF), axis=0)
@@ -961,14 +1079,43 @@ def merge_kernel(
         last = tl.max(tl.load(p_last + asked, mask=tile < rows, other=0), axis=0)
     else:
         last = tl.load(p_last + batch)
+    if EXACT:
+        query = tl.load(p_query + (head * rows + row) * D + d, mask=m_d, other=0.0).to(tl.float32)
+        p_k = p_keys + batch.to(tl.int64) * key_batch + inner * key_head
+        p_v = p_values + batch.to(tl.int64) * value_batch + inner * value_head
+        p_mask += (batch * count + row % count) * recent
+        r = tl.arange(0, TOKENS)
+        for start in range(0, recent, TOKENS):
+            seen = tl.load(p_mask + r, mask=r < recent, other=0) != 0
+            held = tl.minimum(r, recent - 1)[:, None]
+            p_k_row = p_k + held * KEY_TOKEN + d[None, :]
+            p_v_row = p_v + held * VALUE_TOKEN + c[None, :]
+            # Without a mask a row: they would wait for the mask, and, there being seven predicates, for one another.
+            if D < WIDTH:
+                k = tl.load(p_k_row, mask=m_d[None, :], other=0.0).to(tl.float32)
+                v = tl.load(p_v_row, mask=m_c[None, :], other=0.0).to(tl.float32)
+            else:
+                k = tl.load(p_k_row).to(tl.float32)
+                v = tl.load(p_v_row).to(tl.float32)
+            # a row that is not seen may hold anything
+            v = tl.where(seen[:, None], v, 0.0)
+            x = tl.where(seen, tl.sum(k * query[None, :], axis=1) * (scale * _LOG2E), -1e38)
+            new_peak = tl.maximum(peak, tl.max(x, axis=0))
+            p = tl.exp2(x - new_peak)
+            old = tl.exp2(peak - new_peak)
+            norm = norm * old + tl.sum(p, axis=0)
+            acc = acc * old + tl.sum(p[:, None] * v, axis=0)
+            peak = new_peak
+            r += TOKENS
     if WAIT:
         gdc_wait()
         gdc_launch_dependents()
     part_first = 0
     for i in tl.static_range(len(segments) // 3):
         splits = segments[3 * i + 2]
-        low, per_split, whole = deal(lowest, last, segments[3 * i], segments[3 * i + 1], splits, RING, MIN_BLOCKS)
-        used = tl.maximum((whole - low + per_split - 1) // per_split, 0)
+        more = dealt if i == 0 else 0
+        low, per_split, whole = deal(lowest, last, segments[3 * i], segments[3 * i + 1], splits, RING, MIN_BLOCKS, more)
+        used = (whole - low + per_split - 1) // per_split
         at = head * part_count + part_first
         p_s = p_stats + at * 2 * rows + row
         p_p = p_part + (at * rows + row) * D
@@ -979,7 +1126,7 @@ def merge_kernel(
             part_norm = tl.load(p_s + s * (2 * rows) + rows, mask=m_s, other=0.0)
             # Past the last split it is read again, with no weight: zeros would cost an instruction a register.
             held = tl.minimum(s, used - 1)
-            part = tl.load(p_p + (held * (rows * D))[:, None] + d[None, :], mask=m_d[None, :], other=0.0)
+            part = tl.load(p_p + (held * (rows * D))[:, None] + c[None, :], mask=m_c[None, :], other=0.0)
             new_peak = tl.maximum(peak, tl.max(part_peak, axis=0))
             weight = tl.exp2(part_peak - new_peak)
             old = tl.exp2(peak - new_peak)
@@ -988,7 +1135,7 @@ def merge_kernel(
             peak = new_peak
         part_first += splits
     out = tl.where(norm > 0, acc / norm, 0.0)
-    tl.store(p_out + (head * rows + row) * D + d, out, mask=m_d)
+    tl.store(p_out + (head * rows + row) * D + c, out, mask=m_c)
 
 
 def launch_plan(keys: PackedSide, values: PackedSide) -> tuple[int, int | None]:
@@ -1001,13 +1148,25 @@ def launch_plan(keys: PackedSide, values: PackedSide) -> tuple[int, int | None]:
     return (12, None) if bits < 12 and small else (8, None)
 
 
-def split_plan(heads: int, blocks: int, programs: int, tokens: int | None) -> int:
-    """Splits of a segment: as many as ``programs`` running at once, at least two blocks in each."""
+def split_plan(heads: int, blocks: int, programs: int, tokens: int | None, *, more: int = 0) -> int:
+    """Splits of a segment: as many as ``programs`` running at once, at least two blocks in each.
+
+    ``more`` counts the tiles of recent tokens that are dealt out with the blocks.
+    """
     if tokens is not None:
         blocks = min(blocks, -(-tokens // 64) + 1)
+    blocks += more
     wanted = max(1, min(programs // max(1, heads), -(-blocks // _MIN_BLOCKS)))
     per_split = max(1, -(-blocks // wanted))
     return max(1, -(-blocks // per_split))
+
+
+def merge_parts(rows: int, places: int) -> int:
+    """Parts that the merge's ``rows`` are dealt out in, by their channels, to fill ``places`` processors."""
+    parts = 1
+    while parts < _MOST_PARTS and 2 * parts * rows <= places:
+        parts *= 2
+    return parts
 
 
 _DECODE, _PLAIN, _MERGE = Launcher(decode_kernel), Launcher(plain_kernel), Launcher(merge_kernel)
@@ -1034,10 +1193,11 @@ def decode_attention(
     tiles = -(-rows // tile)
     first, last = visible.first.contiguous(), visible.last.contiguous()
     plan: tuple[int, ...] = ()
-    for keys, values in segments:
+    exact = exact_words(query, recent if fast else None)
+    for i, (keys, values) in enumerate(segments):
         programs = launch_plan(keys, values)[0] * processors(query.device)
-        blocks = keys.words.shape[2]
-        splits = split_plan(batch * kv_heads * tiles, blocks, programs, visible.max_tokens)
+        blocks, more = keys.words.shape[2], exact.tiles if i == 0 else 0
+        splits = split_plan(batch * kv_heads * tiles, blocks, programs, visible.max_tokens, more=more)
         plan += (keys.first_block * 64, blocks, splits)
     part_count = sum(plan[2::3])
     part = torch.empty(batch * kv_heads, part_count, rows, dim, dtype=torch.float32, device=query.device)
@@ -1061,17 +1221,68 @@ def decode_attention(
         if fast:
             launch, options = _DECODE, {"num_warps": 1, "maxnreg": launch_plan(keys, values)[1]}
             options |= {"launch_pdl": True} if early else {}
-            constants |= {"EARLY": early, "CHAINED": early and i > 0}
+            constants |= {"EARLY": early, "CHAINED": early and i > 0, "BF16": query.dtype == torch.bfloat16}
+            constants |= {"KEY_ROW": exact.keys.stride(-2), "VALUE_ROW": exact.values.stride(-2)}
             scales = [x.view(torch.int32) for x in scales]
         else:
             constants["WIDTH"] = triton.next_power_of_2(dim)
-        tensors = (query, words[0], scales[0], words[1], scales[1], first, last, part, stats)
+        tensors = (query, words[0], scales[0], words[1], scales[1])
         numbers = (scale, *plan[3 * i : 3 * i + 2], part_first, part_count, rows, count, tiles)
+        if fast:
+            tensors += (exact.query, exact.keys, exact.values, exact.mask)
+            numbers += (exact.slots if i == 0 else 0, *exact.keys.stride()[:2], *exact.values.stride()[:2])
+        tensors += (first, last, part, stats)
         launch((plan[3 * i + 2], kv_heads, batch * tiles), (*tensors, *numbers), constants, options)
         part_first += plan[3 * i + 2]
     ring = segments[0][0].ring
-    merge(query, part, stats, recent, out, scale=scale, first=first, last=last, plan=plan, tile=tile, ring=ring)
+    left = None if exact.tiles else recent
+    bounds = {"first": first, "last": last, "plan": plan, "ring": ring}
+    merge(query, part, stats, left, out, scale=scale, tile=tile, dealt=exact.tiles, **bounds)
     return out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ExactWords:
+    """Recent tokens as the first kernel takes them: two 16-bit floats a word.
+
+    Attributes:
+        query: ``[B, H, Q, D / 2]`` int32.
+        keys: ``[B, H_kv, R, D / 2]`` int32.
+        values: Like ``keys``.
+        mask: ``[B, Q, R]`` uint8.
+        slots: ``R``; 0 if the first kernel takes none, and the tensors are not read.
+    """
+
+    query: Tensor
+    keys: Tensor
+    values: Tensor
+    mask: Tensor
+    slots: int
+
+    @property
+    def tiles(self) -> int:
+        """Tiles that they are dealt out in."""
+        return -(-self.slots // RECENT.value)
+
+
+def exact_words(query: Tensor, recent: Recent | None) -> ExactWords:
+    """Recent tokens for the first kernel, which takes 16-bit floats only, of one kind."""
+    if recent is None or query.dtype == torch.float32 or recent.keys.dtype != query.dtype:
+        nothing = query.view(torch.int32)
+        return ExactWords(query=nothing, keys=nothing, values=nothing, mask=nothing, slots=0)
+    return ExactWords(
+        query=_words(query),
+        keys=_words(recent.keys),
+        values=_words(recent.values),
+        mask=recent.mask.contiguous().view(torch.uint8),
+        slots=recent.keys.shape[2],
+    )
+
+
+def _words(x: Tensor) -> Tensor:
+    fits = x.stride(3) == 1 and not any(at % 2 for at in (*x.stride()[:3], x.storage_offset()))
+    # a dimension of one may keep any stride in `contiguous`
+    return (x if fits else x.clone(memory_format=torch.contiguous_format)).view(torch.int32)
 
 
 def merge(
@@ -1087,31 +1298,39 @@ def merge(
     plan: tuple[int, ...],
     tile: int,
     ring: bool,
+    dealt: int = 0,
 ) -> None:
-    """Join the splits of ``part`` and ``stats`` and the recent tokens into ``out``; ``plan`` as for `merge_kernel`."""
+    """Join the splits of ``part`` and ``stats`` and ``recent`` tokens into ``out``.
+
+    ``plan`` and ``dealt`` as for `merge_kernel`, whose first kernel has taken the recent tokens where none are given.
+    """
     heads, splits, rows, dim = part.shape
     early = launches_early(query.device)
     k, v, mask, count = query, query, query, 0
     if recent is not None:
         k, v, mask, count = recent.keys, recent.values, recent.mask.contiguous().view(torch.uint8), recent.keys.shape[2]
         k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (k, v))
+    width, parts = triton.next_power_of_2(dim), merge_parts(heads * rows, processors(query.device))
     constants = {
         "KEY_TOKEN": k.stride(2),
         "VALUE_TOKEN": v.stride(2),
         "D": dim,
-        "WIDTH": triton.next_power_of_2(dim),
-        "SPLITS": min(32, triton.next_power_of_2(splits)),
+        "WIDTH": width,
+        "CHANNELS": width // parts,
+        "SPLITS": min(128, _HELD * parts // width, triton.next_power_of_2(splits)),
         "TOKENS": min(_RECENT_TILE, triton.next_power_of_2(max(1, count))),
         "TILE": tile,
         "PER_QUERY": last.ndim == 2,
         "RING": ring,
         "MIN_BLOCKS": _MIN_BLOCKS,
         "WAIT": early,
+        "EXACT": count > 0,
     }
-    numbers = (scale, plan, splits, rows, query.shape[2], count)
+    options = {"launch_pdl": True, "maxnreg": _MERGE_REGISTERS} if early else {}
+    numbers = (scale, plan, splits, rows, query.shape[2], count, dealt)
     _MERGE(
-        (rows, heads // query.shape[0], query.shape[0]),
+        (rows * parts, heads // query.shape[0], query.shape[0]),
         (query, part, stats, k, v, mask, first, last, out, *numbers, *k.stride()[:2], *v.stride()[:2]),
         constants,
-        {"num_warps": 1} | ({"launch_pdl": True} if early else {}),
+        {"num_warps": 1} | options,
     )

@@ -77,18 +77,21 @@ def run(case: Case) -> torch.Tensor:
     def move(sides: tuple[PackedSide, ...]) -> list[PackedSide]:
         return [replace(side, words=side.words.cuda(), scales=side.scales.cuda()) for side in sides]
 
-    recent = case.recent
-    if recent is not None:
-        recent = Recent(keys=recent.keys.cuda(), values=recent.values.cuda(), mask=recent.mask.cuda())
     visible = Visible(first=case.visible.first.cuda(), last=case.visible.last.cuda())
     return decode_attention(
         case.query.cuda(),
         move(case.keys),
         values=move(case.values),
         visible=visible,
-        recent=recent,
+        recent=on_gpu(case.recent),
         implementation="triton",
     )
+
+
+def on_gpu(recent: Recent | None) -> Recent | None:
+    if recent is None:
+        return None
+    return Recent(keys=recent.keys.cuda(), values=recent.values.cuda(), mask=recent.mask.cuda())
 
 
 @gpu
@@ -112,6 +115,45 @@ def test_nothing_stored_and_nothing_seen() -> None:
     assert torch.equal(out, torch.zeros_like(out))
 
 
+def laid(x: torch.Tensor, form: str) -> torch.Tensor:
+    """The same numbers ``[B, H, R, D]`` as another kind of view."""
+    b, h, r, d = x.shape
+    if form == "transposed":
+        return x.transpose(1, 2).contiguous().transpose(1, 2)
+    if form == "odd rows":
+        return x.new_zeros(b, h, r, d + 3)[..., :d].copy_(x)
+    if form == "odd offset":
+        return x.new_zeros(x.numel() + 1)[1:].view(x.shape).copy_(x)
+    return x.transpose(2, 3).contiguous().transpose(2, 3)
+
+
+FORMS = ("transposed", "odd rows", "odd offset", "channels first")
+
+
+@gpu
+@pytest.mark.gpu
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("form", FORMS)
+def test_recent_tokens_may_be_any_view(form: str) -> None:
+    case = make(Shape(tokens=150, recent=37, channel=True, v_group=32))
+    held = on_gpu(case.recent)
+    assert held is not None
+    recent = replace(held, keys=laid(held.keys, form), values=laid(held.values, form))
+    assert error(run(replace(case, recent=recent)), case.expected) < TOLERANCE[torch.float16]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("size", [(2, 3, 5, 48), (1, 1, 1, 48), (1, 1, 4, 48), (2, 1, 1, 48)])
+def test_any_view_becomes_words(form: str, size: tuple[int, ...]) -> None:
+    triton_impl = pytest.importorskip("kernels.decode_attention.triton_impl", exc_type=ImportError)
+    x = torch.randn(size).half()
+    recent = Recent(keys=laid(x, form), values=laid(-x, form), mask=torch.ones(size[0], 1, size[2], dtype=torch.bool))
+    words = triton_impl.exact_words(x, recent)
+    assert torch.equal(words.keys.contiguous().view(torch.float16), x)
+    assert torch.equal(words.values.contiguous().view(torch.float16), -x)
+    assert (words.slots, words.tiles) == (size[2], 1)
+
+
 @gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("channel", [False, True])
@@ -123,19 +165,20 @@ def test_fifty_runs_are_equal(channel: bool) -> None:
 
 @gpu
 @pytest.mark.gpu
-@pytest.mark.parametrize("cuts", [(), (5, 20)])
-def test_one_captured_graph_is_right_at_every_length(cuts: tuple[int, ...]) -> None:
-    case = make(Shape(tokens=4096, batch=1, recent=0, cuts=cuts))
+@pytest.mark.parametrize(("cuts", "slots"), [((), 0), ((5, 20), 0), ((), 71), ((5, 20), 40)])
+def test_one_captured_graph_is_right_at_every_length(cuts: tuple[int, ...], slots: int) -> None:
+    case = make(Shape(tokens=4096, batch=1, recent=slots, cuts=cuts))
     keys, values = (
         [replace(side, words=side.words.cuda(), scales=side.scales.cuda()) for side in sides]
         for sides in (case.keys, case.values)
     )
     query = case.query.cuda()
     visible = Visible(first=case.visible.first.cuda(), last=case.visible.last.cuda())
-    decode_attention(query, keys, values=values, visible=visible)
+    recent = on_gpu(case.recent)
+    decode_attention(query, keys, values=values, visible=visible, recent=recent)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = decode_attention(query, keys, values=values, visible=visible)
+        out = decode_attention(query, keys, values=values, visible=visible, recent=recent)
     for first, last in ((0, 4096), (0, 1), (0, 0), (100, 150), (300, 1400), (4000, 4096), (0, 1281)):
         visible.first.fill_(first)
         visible.last.fill_(last)
@@ -143,7 +186,12 @@ def test_one_captured_graph_is_right_at_every_length(cuts: tuple[int, ...]) -> N
         graph.replay()
         now = Visible(first=visible.first.cpu(), last=visible.last.cpu())
         expected = decode_attention(
-            case.query.float(), case.keys, values=case.values, visible=now, implementation="reference"
+            case.query.float(),
+            case.keys,
+            values=case.values,
+            visible=now,
+            recent=case.recent,
+            implementation="reference",
         )
         assert error(out, expected.double()) < TOLERANCE[torch.float16]
 
