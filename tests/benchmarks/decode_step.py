@@ -11,7 +11,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--only", choices=("steps", "largest", "others"), action="append")
+    parser.add_argument("--shape", type=shape, action="append", help="of the steps, as 8x32768; all by default")
     parser.add_argument("--compile", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -85,7 +86,7 @@ def main() -> None:
         "weight_bytes": weight_bytes(model),
     }
     if "steps" in parts:
-        result |= steps(model, copy=result["copy_gb_per_s"])
+        result |= steps(model, options.shape or SHAPES, copy=result["copy_gb_per_s"])
     if "others" in parts:
         from tests.benchmarks.other_caches import others
 
@@ -179,10 +180,16 @@ def decoding(
         torch.cuda.empty_cache()
 
 
-def steps(model: PreTrainedModel, *, copy: float) -> dict[str, Any]:
+def shape(text: str) -> tuple[int, int]:
+    """Batch and length of ``8x32768``."""
+    batch, length = text.split("x")
+    return int(batch), int(length)
+
+
+def steps(model: PreTrainedModel, shapes: Sequence[tuple[int, int]], *, copy: float) -> dict[str, Any]:
     """Every pair and scheme at every shape, mixed policies, and the share of appending."""
     rows, mixes, appends, plain = [], [], [], []
-    for batch, length in SHAPES:
+    for batch, length in shapes:
         beside = FullPrecision(model, batch, length)
         here = []
         for scheme in SCHEMES:
@@ -261,7 +268,8 @@ def append_share(cache: QuantizedKVCache, *, step_ms: float) -> dict[str, float]
         def step(progress: Tensor = progress) -> None:
             for one in cache.layers:
                 store = one.stores[0]
-                append(store.keys[0], store.values[0], recent=store.recent, new=(fresh, fresh), progress=progress)
+                sides, new = (store.keys[0], store.values[0]), (fresh, fresh)
+                append(*sides, recent=store.recent, new=new, progress=progress, settled=True)
 
         found.append(timed(captured(step).replay))
     ms = found[0] if unit == 1 else (found[0] * (unit - 1) + found[1]) / unit
