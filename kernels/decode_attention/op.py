@@ -344,6 +344,8 @@ def _check_segment(keys: PackedSide, values: PackedSide, *, b: int, heads: int, 
             f"keys and values must hold as many sequences and blocks; got {list(keys.words.shape[:3])}, "
             f"{list(values.words.shape[:3])} for {b} sequences."
         )
+    if not keys.words.shape[2]:
+        raise ValueError(f"a segment must hold at least one block of {BLOCK} tokens; got none.")
     if values.granularity != "token":
         raise ValueError(f"values must have per-token scales; got {values.granularity!r}.")
     for side in (keys, values):

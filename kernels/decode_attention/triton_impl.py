@@ -823,6 +823,8 @@ def decode_kernel(
     p_recent_keys += batch.to(gl.int64) * key_batch + gl.program_id(1) * key_head
     p_recent_values += batch.to(gl.int64) * value_batch + gl.program_id(1) * value_head
     p_seen = p_mask + (batch * count + row % count) * recent
+    # a weight that float16 would hold as a subnormal, or not at all, keeps its digits
+    UNIT: gl.constexpr = 1.0 if BF16 else 2.0**15
     for chunk in range(gl.maximum(lo - whole, 0), end - whole):
         q = _row_words(p_words, gl.minimum(row_0 + place // 2, rows - 1), D // 2, D, duos, L)
         x = ()
@@ -852,7 +854,7 @@ def decode_kernel(
         for u in gl.static_range(RECENT // 8):
             p = _exp2(x[u] - peak[None, :])
             norm = norm + p
-            operand = operand + (_transposed(_high_low(p, BF16)),)
+            operand = operand + (_transposed(_high_low(p * UNIT, BF16)),)
         turned = ()
         for u in gl.static_range(RECENT // 8):
             token = gl.minimum(chunk * RECENT + u * 8 + g, recent - 1)
@@ -866,7 +868,7 @@ def decode_kernel(
             for u in gl.static_range(0, RECENT // 8, 2):
                 a = (turned[u * E + e], turned[u * E + e + 1], turned[(u + 1) * E + e], turned[(u + 1) * E + e + 1])
                 c = _mma_exact(a[0], a[1], a[2], a[3], operand[u], operand[u + 1], c, BF16)
-            sums = sums + (acc[e] * old + (c[0] + c[1]), acc[e + 1] * old + (c[2] + c[3]))
+            sums = sums + (acc[e] * old + (c[0] + c[1]) * (1 / UNIT), acc[e + 1] * old + (c[2] + c[3]) * (1 / UNIT))
         acc = sums
 
     place = head * part_count + part_first + split
@@ -1267,8 +1269,9 @@ class ExactWords:
 
 def exact_words(query: Tensor, recent: Recent | None) -> ExactWords:
     """Recent tokens for the first kernel, which takes 16-bit floats only, of one kind."""
-    if recent is None or query.dtype == torch.float32 or recent.keys.dtype != query.dtype:
-        nothing = query.view(torch.int32)
+    kinds = {query.dtype} if recent is None else {query.dtype, recent.keys.dtype, recent.values.dtype}
+    if recent is None or query.dtype == torch.float32 or len(kinds) > 1:
+        nothing = query.new_empty((1, 1, 1, 1), dtype=torch.int32)
         return ExactWords(query=nothing, keys=nothing, values=nothing, mask=nothing, slots=0)
     return ExactWords(
         query=_words(query),

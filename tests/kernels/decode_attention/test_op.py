@@ -30,6 +30,16 @@ def test_keys_of_the_quantiser_fit(granularity: quantize_op.Granularity) -> None
     assert torch.equal(dequantize(keys, keys=True), quantize_op.dequantize(packed, dtype=torch.float32))
 
 
+def test_a_segment_without_a_block_is_refused() -> None:
+    case = make(SMALL[0])
+    none = [
+        tuple(replace(x, words=x.words[:, :, :0], scales=x.scales[:, :, :0]) for x in s)
+        for s in (case.keys, case.values)
+    ]
+    with pytest.raises(ValueError, match="at least one block of 64 tokens; got none"):
+        decode_attention(case.query, none[0], values=none[1], visible=case.visible)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     codes, scale = torch.zeros(1, 1, 64, 64, dtype=torch.uint8), torch.zeros(1, 1, 64)
     with pytest.raises(ValueError, match="bits must be 8, 4, 3 or 2; got 5"):

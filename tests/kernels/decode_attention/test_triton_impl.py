@@ -154,6 +154,15 @@ def test_any_view_becomes_words(form: str, size: tuple[int, ...]) -> None:
     assert (words.slots, words.tiles) == (size[2], 1)
 
 
+@pytest.mark.parametrize(("keys", "values"), [(torch.float16, torch.float32), (torch.bfloat16, torch.float16)])
+def test_recent_tokens_of_another_kind_are_left_to_the_merge(keys: torch.dtype, values: torch.dtype) -> None:
+    triton_impl = pytest.importorskip("kernels.decode_attention.triton_impl", exc_type=ImportError)
+    x = torch.randn(1, 1, 4, 48)
+    recent = Recent(keys=x.to(keys), values=x.to(values), mask=torch.ones(1, 1, 4, dtype=torch.bool))
+    odd = torch.zeros(49, dtype=torch.float16)[1:].view(1, 1, 1, 48)
+    assert triton_impl.exact_words(odd, recent).tiles == triton_impl.exact_words(odd, None).tiles == 0
+
+
 @gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("channel", [False, True])
