@@ -41,7 +41,7 @@ _HELD = 4096
 """Elements of the splits' outputs that a program of the merge holds at once."""
 _MERGE_REGISTERS = 168
 """As few as the narrowest variant of the first kernel takes, so that a program of the merge fits in its place."""
-RECENT = gl.constexpr(32)
+_RECENT = gl.constexpr(32)
 """Recent tokens that a program of the first kernel takes at once, dealt out like a block."""
 _RECENT_TILE = 16
 """Recent tokens that the merge takes at once, where the first kernel takes none."""
@@ -106,12 +106,11 @@ def _mul_halves(a, b):
 
 
 @gluon.jit
-def _halves(lo, hi):
-    """Two float32 as a word of two float16."""
+def _halves(lo, hi, BF16: gl.constexpr = False):
+    """Two float32 as a word of two 16-bit floats."""
+    ASM: gl.constexpr = "cvt.rn.bf16x2.f32 $0, $2, $1;" if BF16 else "cvt.rn.f16x2.f32 $0, $2, $1;"
     # one conversion: a word put together of two 16-bit registers would be put together again in every turn
-    return gl.inline_asm_elementwise(
-        "cvt.rn.f16x2.f32 $0, $2, $1;", "=r,f,f", [lo, hi], dtype=gl.int32, is_pure=True, pack=1
-    )
+    return gl.inline_asm_elementwise(ASM, "=r,f,f", [lo, hi], dtype=gl.int32, is_pure=True, pack=1)
 
 
 @gluon.jit
@@ -159,19 +158,7 @@ def _mma_unsigned(a0, a1, a2, a3, b0, b1, c):
 
 
 @gluon.jit
-def _mma_half(a0, a1, a2, a3, b0, b1, c):
-    return gl.inline_asm_elementwise(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};",
-        "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
-        [a0, a1, a2, a3, b0, b1, c[0], c[1], c[2], c[3]],
-        dtype=(gl.float32, gl.float32, gl.float32, gl.float32),
-        is_pure=True,
-        pack=1,
-    )
-
-
-@gluon.jit
-def _mma_exact(a0, a1, a2, a3, b0, b1, c, BF16: gl.constexpr):
+def _mma_floats(a0, a1, a2, a3, b0, b1, c, BF16: gl.constexpr = False):
     KIND: gl.constexpr = "bf16.bf16" if BF16 else "f16.f16"
     return gl.inline_asm_elementwise(
         "mma.sync.aligned.m16n8k16.row.col.f32." + KIND + ".f32 "
@@ -195,13 +182,8 @@ def _transposed(x):
 @gluon.jit
 def _high_low(x, BF16: gl.constexpr):
     """A float32 as two 16-bit floats, the nearest one and the nearest to what is left, in a word."""
-    if BF16:
-        high = x.to(gl.bfloat16).to(gl.float32)
-        ASM: gl.constexpr = "cvt.rn.bf16x2.f32 $0, $2, $1;"
-    else:
-        high = x.to(gl.float16).to(gl.float32)
-        ASM: gl.constexpr = "cvt.rn.f16x2.f32 $0, $2, $1;"
-    return gl.inline_asm_elementwise(ASM, "=r,f,f", [high, x - high], dtype=gl.int32, is_pure=True, pack=1)
+    high = x.to(gl.bfloat16 if BF16 else gl.float16).to(gl.float32)
+    return _halves(high, x - high, BF16)
 
 
 @gluon.jit
@@ -369,9 +351,9 @@ def _scores_half(words, FIRST: gl.constexpr, q0, q1, BITS: gl.constexpr, D: gl.c
                 a2 = (x >> 8) & _half_mask(BITS, 2 * mb % N)
                 a3 = (y >> 8) & _half_mask(BITS, (2 * mb + 1) % N)
             if mb < 2:
-                c = _mma_half(a0, a1, a2, a3, q0[2 * w], q0[2 * w + 1], c)
+                c = _mma_floats(a0, a1, a2, a3, q0[2 * w], q0[2 * w + 1], c)
             else:
-                c = _mma_half(a0, a1, a2, a3, q1[2 * w], q1[2 * w + 1], c)
+                c = _mma_floats(a0, a1, a2, a3, q1[2 * w], q1[2 * w + 1], c)
         out = out + (c[0] * (2.0 ** (24 - BITS * (2 * mb % N))),)
         out = out + (c[2] * (2.0 ** (24 - BITS * ((2 * mb + 1) % N))),)
     return out
@@ -487,10 +469,10 @@ def _fold(q, loaded, GROUP_AT: gl.constexpr, D: gl.constexpr, T: gl.constexpr, L
         if w + 1 < D // 16:
             # Four words are an operand as they were loaded: its upper rows, words 0 and 2, meet those of the query in
             # the even columns, and its lower ones, 1 and 3, theirs in the odd columns.
-            c = _mma_half(o0, o1, offset[2 * w + 2], offset[2 * w + 3], q[2 * w], q[2 * w + 2], c)
+            c = _mma_floats(o0, o1, offset[2 * w + 2], offset[2 * w + 3], q[2 * w], q[2 * w + 2], c)
         else:
             none = gl.full([8, 4], 0, gl.int32, layout=L)
-            c = _mma_half(o0, none, o1, none, q[2 * w], q[2 * w + 1], c)
+            c = _mma_floats(o0, none, o1, none, q[2 * w], q[2 * w + 1], c)
     out = ()
     for i in gl.static_range(D // 8):
         out = out + (_mul_halves(q[i], scale[i]),)
@@ -554,7 +536,7 @@ def decode_kernel(
     """One split of one KV head for four query rows.
 
     The segment holds ``blocks`` blocks from token ``origin`` on; its splits are ``part_first`` and on
-    of ``part_count`` in the buffers. The visible blocks, and after them the ``recent`` tokens by `RECENT` of them,
+    of ``part_count`` in the buffers. The visible blocks, and after them the ``recent`` tokens by `_RECENT` of them,
     are dealt out evenly to the splits, here, so that one grid serves every length. Rows of recent tokens have
     ``KEY_ROW`` and ``VALUE_ROW`` words.
     """
@@ -621,7 +603,7 @@ def decode_kernel(
     whole = (gl.maximum(last, 0) + 63) >> 6
     splits = gl.num_programs(0)
     whole = gl.maximum(whole, lowest >> 6)
-    end = whole + (recent + (RECENT - 1)) // RECENT
+    end = whole + (recent + (_RECENT - 1)) // _RECENT
     per_split = gl.maximum(_ratio(end - (lowest >> 6) + splits - 1, splits), MIN_BLOCKS)
     lo = (lowest >> 6) + split * per_split
     end = gl.minimum(lo + per_split, end)
@@ -829,35 +811,35 @@ def decode_kernel(
         q = _row_words(p_words, gl.minimum(row_0 + place // 2, rows - 1), D // 2, D, duos, L)
         x = ()
         anyone = ()
-        for part in gl.static_range(RECENT // 16):
-            token = chunk * RECENT + part * 16 + place
+        for part in gl.static_range(_RECENT // 16):
+            token = chunk * _RECENT + part * 16 + place
             upper = _row_words(p_recent_keys, gl.minimum(token, recent - 1), KEY_ROW, D, duos, L)
             lower = _row_words(p_recent_keys, gl.minimum(token + 8, recent - 1), KEY_ROW, D, duos, L)
             c = (zero, zero, zero, zero)
             for w in gl.static_range(W):
                 a = (upper[2 * w], lower[2 * w], upper[2 * w + 1], lower[2 * w + 1])
-                c = _mma_exact(a[0], a[1], a[2], a[3], q[2 * w], q[2 * w + 1], c, BF16)
+                c = _mma_floats(a[0], a[1], a[2], a[3], q[2 * w], q[2 * w + 1], c, BF16)
             for u in gl.static_range(2):
-                token = chunk * RECENT + part * 16 + u * 8 + g
+                token = chunk * _RECENT + part * 16 + u * 8 + g
                 m_seen = (token[:, None] < recent) & (row[None, :] < rows)
                 seen = gl.load(p_seen[None, :] + token[:, None], mask=m_seen, other=0).to(gl.int32)
                 x = x + (gl.where(seen != 0, c[2 * u] * (scale * _LOG2E), -1e38),)
                 anyone = anyone + (gl.max(seen, axis=1),)
         tile = x[0]
-        for u in gl.static_range(1, RECENT // 8):
+        for u in gl.static_range(1, _RECENT // 8):
             tile = gl.maximum(tile, x[u])
         new_peak = gl.maximum(peak, gl.max(tile, axis=0))
         old = _exp2(peak - new_peak)[None, :]
         peak = new_peak
         norm = norm * old
         operand = ()
-        for u in gl.static_range(RECENT // 8):
+        for u in gl.static_range(_RECENT // 8):
             p = _exp2(x[u] - peak[None, :])
             norm = norm + p
             operand = operand + (_transposed(_high_low(p * UNIT, BF16)),)
         turned = ()
-        for u in gl.static_range(RECENT // 8):
-            token = gl.minimum(chunk * RECENT + u * 8 + g, recent - 1)
+        for u in gl.static_range(_RECENT // 8):
+            token = gl.minimum(chunk * _RECENT + u * 8 + g, recent - 1)
             for e in gl.static_range(E):
                 y = gl.load(p_recent_values + (token[:, None] * VALUE_ROW + e * 4 + t[None, :]))
                 # a row that nobody sees may hold anything
@@ -865,9 +847,9 @@ def decode_kernel(
         sums = ()
         for e in gl.static_range(0, E, 2):
             c = (zero, zero, zero, zero)
-            for u in gl.static_range(0, RECENT // 8, 2):
+            for u in gl.static_range(0, _RECENT // 8, 2):
                 a = (turned[u * E + e], turned[u * E + e + 1], turned[(u + 1) * E + e], turned[(u + 1) * E + e + 1])
-                c = _mma_exact(a[0], a[1], a[2], a[3], operand[u], operand[u + 1], c, BF16)
+                c = _mma_floats(a[0], a[1], a[2], a[3], operand[u], operand[u + 1], c, BF16)
             sums = sums + (acc[e] * old + (c[0] + c[1]) * (1 / UNIT), acc[e + 1] * old + (c[2] + c[3]) * (1 / UNIT))
         acc = sums
 
@@ -1264,7 +1246,7 @@ class ExactWords:
     @property
     def tiles(self) -> int:
         """Tiles that they are dealt out in."""
-        return -(-self.slots // RECENT.value)
+        return -(-self.slots // _RECENT.value)
 
 
 def exact_words(query: Tensor, recent: Recent | None) -> ExactWords:

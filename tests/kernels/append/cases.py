@@ -117,16 +117,8 @@ def fill(
         for k, v in zip(held.keys, held.values, strict=True):
             last = k is held.keys[-1]
             # a copy from the host is there when it returns
-            settled = count == 1
-            append(
-                *(k, v),
-                recent=held.recent,
-                new=new,
-                progress=numbers,
-                keep=last,
-                settled=settled,
-                implementation=implementation,
-            )
+            options = {"keep": last, "settled": count == 1, "implementation": implementation}
+            append(k, v, recent=held.recent, new=new, progress=numbers, **options)
     return held
 
 
