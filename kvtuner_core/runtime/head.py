@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kvtuner_core.runtime.interception import decoder_of
-from kvtuner_core.runtime.products import PACKED_COLUMNS, HastenedLinear, hastens, is_linear, linear
+from kvtuner_core.runtime.products import PACKED_COLUMNS, HastenedLinear, hastens, is_linear, linear, product
 
 _ROWS = 512
+_GRADIENT_VALUES = 1 << 25
+_BLOCK_VALUES = 1 << 19
 
 
 class Head:
@@ -58,7 +60,7 @@ class Head:
         if buffer.shape[0] < rows or buffer.dtype != exact.dtype or buffer.device != exact.device:
             buffer = self._buffer = exact.new_empty((rows, vocabulary))
         logits = buffer[:rows]
-        faster = hastens() and exact.device.type == "cpu" and exact.dtype == torch.float32
+        faster = _is_faster(exact)
         step = _ROWS if faster else max(1, rows)
         packed = self._layer.packed_parts() if isinstance(self._layer, HastenedLinear) else ()
         for first, start in itertools.product(range(0, rows, step), range(0, vocabulary, PACKED_COLUMNS)):
@@ -70,6 +72,36 @@ class Head:
             else:
                 torch.mm(exact[some], weight.t(), out=logits[some, part])
         return logits if self._bias is None else logits.add_(self._bias)
+
+    def loss_gradient(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Gradient ``[N, hidden]`` of the summed cross-entropy with ``labels`` ``[N]`` with respect to ``hidden``.
+
+        Logits become their own gradient in place, some rows at a time: neither is ever held whole.
+
+        Args:
+            hidden: Final states ``[N, hidden]``, whatever graph they have.
+            labels: The token that each of them should predict.
+        """
+        vocabulary = self._weight.shape[0]
+        step, block = max(1, _GRADIENT_VALUES // vocabulary), max(1, _BLOCK_VALUES // vocabulary)
+        found = torch.empty_like(hidden, requires_grad=False)
+        # The buffer is made in inference mode by whoever comes first, and could not be written to outside of it.
+        with torch.inference_mode():
+            pieces = zip(*(torch.split(tensor, step) for tensor in (found, hidden.detach(), labels)), strict=True)
+            for gradient, states, wanted in pieces:
+                slopes = self.logits(states)
+                # Blocks that stay in the processor's cache.
+                for part, own in zip(torch.split(slopes, block), torch.split(wanted, block), strict=True):
+                    part.copy_(part.softmax(-1))
+                    part.scatter_add_(1, own[:, None], part.new_full((len(own), 1), -1))
+                weight = self._weight.to(slopes.dtype)
+                gradient.copy_(product(slopes, weight.t()) if _is_faster(slopes) else slopes @ weight)
+        return found
+
+
+def _is_faster(states: Tensor) -> bool:
+    """Whether products of them are left to oneDNN."""
+    return hastens() and states.device.type == "cpu" and states.dtype == torch.float32
 
 
 def final_states(model: PreTrainedModel, **inputs: Any) -> Tensor:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from kvtuner_core.domain.scores import LayerNorms, WeightScores
 from kvtuner_core.runtime.attending import planless
+from kvtuner_core.runtime.head import Head, final_states
 from kvtuner_core.runtime.loading import LoadedModel
-from kvtuner_core.runtime.projections import Projection, find_projections, recorded_projections
+from kvtuner_core.runtime.projections import Projected, Projection, find_projections, recorded_projections
 from kvtuner_core.runtime.prompts import CutPrompt
 from kvtuner_core.runtime.provenance import device_memory
 
@@ -26,6 +27,7 @@ MOST_TOKENS = 256
 _MEMORY_SHARE = 0.25
 _KEPT_COPIES = 24
 _LOGITS_COPIES = 6
+_CPU_TOKENS = 512
 
 
 def weight_scores(loaded: LoadedModel, prompts: Sequence[CutPrompt]) -> WeightScores:
@@ -77,28 +79,59 @@ def _norm(projection: Projection) -> float:
 def _mean_norms(loaded: LoadedModel, texts: Sequence[Sequence[int]], projections: Sequence[Projection]) -> list[float]:
     """Of each projection, the mean over the texts of the norm of the mean loss' gradient."""
     sums = dict.fromkeys(projections, 0.0)
-    for rows in _equal_texts(loaded, texts):
+    head = _head(loaded)
+    for rows in _equal_texts(loaded, texts, head):
         ids = torch.tensor(rows, device=loaded.device)
         with torch.enable_grad(), recorded_projections(projections) as recorded:
-            logits = loaded.model(input_ids=ids, use_cache=False).logits
-            # The sum is what is differentiated: the small gradients of a mean would vanish in float16.
-            gradients = torch.autograd.grad(_summed_loss(logits, ids), [one.output for one in recorded])
+            gradients = _gradients(loaded, ids, recorded, head)
         norms = [one.gradient_norms(gradient) for one, gradient in zip(recorded, gradients, strict=True)]
         for one, total in zip(recorded, torch.stack(norms).double().sum(1).tolist(), strict=True):
             sums[one.projection] += total / (ids.shape[1] - 1)
     return [total / len(texts) for total in sums.values()]
 
 
-def _equal_texts(loaded: LoadedModel, texts: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
-    """Texts of one length, as many at a time as a share of the free memory has room for; at least one."""
+def _head(loaded: LoadedModel) -> Head | None:
+    """What spares a model on a CPU its whole logits; ``None`` where they are its own business.
+
+    Those of a 16-bit model are: the head's would keep digits that the model's own rounding drops.
+    """
+    spares = loaded.device.type == "cpu" and loaded.dtype.itemsize >= torch.float32.itemsize
+    return Head.of(loaded.model) if spares else None
+
+
+def _equal_texts(
+    loaded: LoadedModel, texts: Sequence[Sequence[int]], head: Head | None
+) -> Iterator[list[Sequence[int]]]:
+    """Texts of one length, as many at a time as a share of the free memory has room for; at least one.
+
+    Where no logits are held no more than `_CPU_TOKENS` are read at once: more only take memory, and time to get it.
+    """
     info, free = loaded.info, device_memory(loaded.device)[0]
-    kept = _KEPT_COPIES * len(info.layers) * info.hidden_size * loaded.dtype.itemsize
-    token = kept + _LOGITS_COPIES * 4 * info.vocabulary
+    token = _KEPT_COPIES * len(info.layers) * info.hidden_size * loaded.dtype.itemsize
+    tokens = _CPU_TOKENS
+    if head is None:
+        token += _LOGITS_COPIES * 4 * info.vocabulary
+        tokens = sum(map(len, texts))
     for length, group in itertools.groupby(sorted(texts, key=len), key=len):
         equal = list(group)
-        most = max(1, int(_MEMORY_SHARE * free) // (token * length))
+        most = max(1, min(int(_MEMORY_SHARE * free) // (token * length), tokens // length))
         for start in range(0, len(equal), most):
             yield equal[start : start + most]
+
+
+def _gradients(
+    loaded: LoadedModel, ids: Tensor, recorded: Sequence[Projected], head: Head | None
+) -> tuple[Tensor, ...]:
+    """Of the summed loss, with respect to what each projection gives while the model reads ``ids`` ``[R, T]``.
+
+    The sum is what is differentiated: the small gradients of a mean would vanish in float16.
+    """
+    if head is None:
+        loss = _summed_loss(loaded.model(input_ids=ids, use_cache=False).logits, ids)
+        return torch.autograd.grad(loss, [one.output for one in recorded])
+    states = final_states(loaded.model, input_ids=ids)[:, :-1].flatten(0, 1)
+    slope = head.loss_gradient(states, ids[:, 1:].flatten())
+    return torch.autograd.grad(states, [one.output for one in recorded], slope)
 
 
 def _summed_loss(logits: Tensor, ids: Tensor) -> Tensor:

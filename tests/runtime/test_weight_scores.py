@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -77,6 +79,40 @@ def test_gradient_norms_are_those_that_autograd_gives_the_weights(family):
         np.testing.assert_allclose([own.key_gradient, own.value_gradient], expected, rtol=1e-6)
         weights = [weight[rows].norm().item() for weight, rows in sides]
         np.testing.assert_allclose([own.key_weight, own.value_weight], weights, rtol=1e-6)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "phi3"])
+def test_norms_without_whole_logits_are_those_with_them(family, monkeypatch):
+    loaded = make_loaded(_model(family), torch.float32)
+    prompts = _prompts(loaded)
+    assert (module._head(loaded) is None) == (family == "gemma2")
+    found = weight_scores(loaded, prompts)
+    monkeypatch.setattr(module, "_head", lambda _loaded: None)
+    for one, other in zip(found.layers, weight_scores(loaded, prompts).layers, strict=True):
+        assert one.key_gradient == pytest.approx(other.key_gradient, rel=1e-5)
+        assert one.value_gradient == pytest.approx(other.value_gradient, rel=1e-5)
+
+
+def test_16_bit_models_round_their_own_logits_and_gpus_hold_them():
+    for dtype in (torch.bfloat16, torch.float16):
+        assert module._head(make_loaded(tiny_model("llama"), dtype)) is None
+    loaded = make_loaded(tiny_model("llama"))
+    assert module._head(loaded) is not None
+    assert module._head(dataclasses.replace(loaded, device=torch.device("cuda"))) is None
+
+
+def test_texts_are_read_some_at_a_time_and_one_where_memory_is_short(monkeypatch):
+    loaded = make_loaded(tiny_model("llama"))
+    texts = [[index] * length for index in range(7) for length in (200, 30, 600)]
+    head = module._head(loaded)
+
+    def groups(head):
+        return [(len(group), len(group[0])) for group in module._equal_texts(loaded, texts, head)]
+
+    assert groups(head) == [(7, 30), (2, 200), (2, 200), (2, 200), (1, 200), *[(1, 600)] * 7]
+    assert groups(None) == [(7, 30), (7, 200), (7, 600)]
+    monkeypatch.setattr(module, "device_memory", lambda _device: (0, 0))
+    assert [count for count, _ in groups(head)] == [1] * 21 == [count for count, _ in groups(None)]
 
 
 def test_the_norm_is_how_fast_the_loss_moves_along_the_gradient():
