@@ -1,11 +1,13 @@
 # mypy: ignore-errors
-# ruff: noqa: N803, N806, PLR0913, PLR0917
+# ruff: noqa: N803, N806, PLR0913, PLR0915, PLR0917
 """Attention over packed keys and unquantised values, or the other way round, on a GPU: split over the tokens, merged.
 
-Plain Triton: a program takes a block of 64 tokens of one KV head and multiplies it with up to 16 query rows on
-tensor cores. What is stored in the dtype of the model is multiplied in it, as in `kernels.exact_attention`. Codes with
-one scale a token are multiplied as they are, scale and offset after it (keys) or before it (values); others are
-dequantised and multiplied in three passes of tf32, which is as exact as float32.
+Plain Triton: a program takes a block of 64 tokens of one KV head and multiplies it with 4, 8 or 16 query rows on
+tensor cores. What is stored in the dtype of the model is multiplied in it, as in `kernels.exact_attention`. Codes are
+multiplied as they are: scales and offsets come after the product where a token has one, or one a group of channels
+(keys), and else before it, folded into the queries (keys with scales a channel) or the weights (values), which then are
+two numbers in bfloat16. Only groups in a head_dim that is no power of two are dequantised first and multiplied in three
+passes of tf32, which is as exact as float32.
 """
 
 from __future__ import annotations
@@ -33,45 +35,55 @@ if TYPE_CHECKING:
     from kernels.decode_attention.op import PackedSide, Recent, Visible
 
 _LOG2E = tl.constexpr(1.4426950408889634)
-_ROWS = 16
 
 
 @triton.jit
-def _key_plane(p_words, D: tl.constexpr, BITS: tl.constexpr):
+def _floats(codes, DTYPE: tl.constexpr):
+    """Codes below 256 as floats: a conversion takes four times as long as an addition."""
+    return ((codes | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0).to(DTYPE)
+
+
+@triton.jit
+def _key_plane(p_words, D: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr):
     """Codes ``[64, D]`` of one plane of a block of keys; D a power of two, 64 at least."""
     N: tl.constexpr = 8 // BITS
     words = tl.load(p_words + tl.arange(0, 2 * D * BITS)).reshape([BITS, D // 64, 8, 4, 4, 1, 1])
     byte = tl.arange(0, 4).reshape([1, 1, 1, 1, 1, 4, 1])
     place = tl.arange(0, N).reshape([1, 1, 1, 1, 1, 1, N])
-    codes = (words >> (8 * byte + BITS * place)) & ((1 << BITS) - 1)
+    codes = _floats((words >> (8 * byte + BITS * place)) & ((1 << BITS) - 1), DTYPE)
     return codes.permute(0, 6, 2, 1, 4, 3, 5).reshape([64, D])
 
 
 @triton.jit
-def _value_plane(p_words, D: tl.constexpr, BITS: tl.constexpr):
+def _value_plane(p_words, D: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr):
     """Codes ``[64, D]`` of one plane of a block of values; D a power of two, 64 at least."""
     N: tl.constexpr = 8 // BITS
     words = tl.load(p_words + tl.arange(0, 2 * D * BITS)).reshape([D * BITS // 64, 8, 4, 4, 1, 1, 1])
     odd = tl.arange(0, 2).reshape([1, 1, 1, 1, 2, 1, 1])
     upper = tl.arange(0, 2).reshape([1, 1, 1, 1, 1, 2, 1])
     place = tl.arange(0, N).reshape([1, 1, 1, 1, 1, 1, N])
-    codes = (words >> (16 * odd + 8 * upper + BITS * place)) & ((1 << BITS) - 1)
+    codes = _floats((words >> (16 * odd + 8 * upper + BITS * place)) & ((1 << BITS) - 1), DTYPE)
     return codes.permute(3, 5, 2, 4, 0, 6, 1).reshape([64, D])
 
 
 @triton.jit
-def _codes(p_words, lanes, KEYS: tl.constexpr, BITS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr):
-    """The codes ``[64, W]`` of a block: whole runs of words where D allows it, else a word a code."""
+def _codes(
+    p_words, lanes, KEYS: tl.constexpr, BITS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, DTYPE: tl.constexpr
+):
+    """The codes ``[64, W]`` of a block as floats: whole runs of words where D allows it, else a word a code.
+
+    They become floats before they find their places, which takes them through shared memory.
+    """
     MAIN: tl.constexpr = 2 if BITS == 3 else BITS
     if D == WIDTH and D >= 64:
         if KEYS:
-            codes = _key_plane(p_words, D, MAIN)
+            codes = _key_plane(p_words, D, MAIN, DTYPE)
             if BITS == 3:
-                codes = codes | (_key_plane(p_words + 4 * D, D, 1) << 2)
+                codes += _key_plane(p_words + 4 * D, D, 1, DTYPE) * 4
         else:
-            codes = _value_plane(p_words, D, MAIN)
+            codes = _value_plane(p_words, D, MAIN, DTYPE)
             if BITS == 3:
-                codes = codes | (_value_plane(p_words + 4 * D, D, 1) << 2)
+                codes += _value_plane(p_words + 4 * D, D, 1, DTYPE) * 4
     else:
         r = tl.arange(0, 64)[:, None]
         d = lanes[None, :]
@@ -83,6 +95,7 @@ def _codes(p_words, lanes, KEYS: tl.constexpr, BITS: tl.constexpr, D: tl.constex
             codes = value_codes(p_words, r, d, MAIN)
             if BITS == 3:
                 codes = codes | (value_codes(p_words + 4 * D, r, d, 1) << 2)
+        codes = _floats(codes, DTYPE)
     return codes
 
 
@@ -96,35 +109,67 @@ def _token_pairs(p_scales, m_token):
 
 
 @triton.jit
-def _scaled(codes, p_scales, m_token, lanes, D: tl.constexpr, CHANNEL: tl.constexpr, GROUPS: tl.constexpr):
-    """What the codes of a block stand for, float32; zeros where nobody looks."""
-    if CHANNEL:
-        group = tl.arange(0, 2)[:, None]
-        p_s = p_scales + group * (2 * D) + channel_place(lanes, D)[None, :]
-        WIDTH: tl.constexpr = codes.shape[1]
-        scale = tl.load(p_s).to(tl.float32).reshape([2, 1, WIDTH])
-        offset = tl.load(p_s + D).to(tl.float32).reshape([2, 1, WIDTH])
-        x = (codes.to(tl.float32).reshape([2, 32, WIDTH]) * scale + offset).reshape([64, WIDTH])
-        x = tl.where(m_token[:, None], x, 0.0)
-    else:
-        r = tl.arange(0, 64)[:, None]
-        p_s = p_scales + 2 * ((r % 8) * 8 + r // 8) + 128 * (lanes // (D // GROUPS))[None, :]
-        scale = tl.load(p_s, mask=m_token[:, None], other=0.0).to(tl.float32)
-        x = codes.to(tl.float32) * scale + tl.load(p_s + 1, mask=m_token[:, None], other=0.0).to(tl.float32)
-    return x
+def _group_pairs(p_scales, m_token, GROUPS: tl.constexpr):
+    """Scale and offset ``[G, 64]`` of the groups of channels of a block's tokens; zeros where nobody looks."""
+    r = tl.arange(0, 64)
+    p_s = p_scales + 128 * tl.arange(0, GROUPS)[:, None] + 2 * ((r % 8) * 8 + r // 8)[None, :]
+    scale = tl.load(p_s, mask=m_token[None, :], other=0.0).to(tl.float32)
+    return scale, tl.load(p_s + 1, mask=m_token[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _scaled(codes, p_scales, m_token, lanes, D: tl.constexpr, GROUPS: tl.constexpr):
+    """What the codes of a block with groups of channels stand for, float32; zeros where nobody looks."""
+    r = tl.arange(0, 64)[:, None]
+    p_s = p_scales + 2 * ((r % 8) * 8 + r // 8) + 128 * (lanes // (D // GROUPS))[None, :]
+    scale = tl.load(p_s, mask=m_token[:, None], other=0.0).to(tl.float32)
+    return codes.to(tl.float32) * scale + tl.load(p_s + 1, mask=m_token[:, None], other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _weighted(p, codes, acc, WIDE: tl.constexpr):
-    """``acc + p @ codes``: codes fit bfloat16, and weights two of its numbers."""
+    """``acc + p @ codes``, also of several at once: codes fit bfloat16, and factors two of its numbers."""
     if WIDE:
-        acc = tl.dot(p, codes.to(tl.float32), acc, input_precision="ieee")
+        acc = tl.dot(p, codes, acc, input_precision="ieee")
     else:
-        exact = codes.to(tl.bfloat16)
         high = p.to(tl.bfloat16)
-        acc = tl.dot(high, exact, acc)
-        acc = tl.dot((p - high.to(tl.float32)).to(tl.bfloat16), exact, acc)
+        acc = tl.dot(high, codes, acc)
+        acc = tl.dot((p - high.to(tl.float32)).to(tl.bfloat16), codes, acc)
     return acc
+
+
+@triton.jit
+def _channel_scores(query, codes, p_scales, d, D: tl.constexpr, WIDE: tl.constexpr):
+    """Products ``[ROWS, 64]`` of queries and keys whose channels have scales of their own for 32 tokens each.
+
+    The scales are folded into the queries, once for each half of the block; each half takes its own products.
+    """
+    ROWS: tl.constexpr = query.shape[0]
+    WIDTH: tl.constexpr = query.shape[1]
+    m_d = d < D
+    half = tl.arange(0, 2)
+    p_s = p_scales + half[:, None] * (2 * D) + channel_place(tl.where(m_d, d, 0), D)[None, :]
+    scale = tl.load(p_s, mask=m_d[None, :], other=0.0).to(tl.float32)
+    offset = tl.load(p_s + D, mask=m_d[None, :], other=0.0).to(tl.float32)
+    wide = query.to(tl.float32)[None, :, :]
+    folded = (wide * scale[:, None, :]).reshape([2 * ROWS, WIDTH])
+    x = _weighted(folded, tl.trans(codes), tl.zeros([2 * ROWS, 64], tl.float32), WIDE).reshape([2, ROWS, 64])
+    x += tl.sum(wide * offset[:, None, :], axis=2)[:, :, None]
+    own = half[:, None, None] == (tl.arange(0, 64) // 32)[None, None, :]
+    return tl.sum(tl.where(own, x, 0.0), axis=0)
+
+
+@triton.jit
+def _group_scores(query, codes, p_scales, m_token, GROUPS: tl.constexpr, PRECISION: tl.constexpr):
+    """Products ``[ROWS, 64]`` of queries and keys in groups of channels: a product a group, scaled and added."""
+    ROWS: tl.constexpr = query.shape[0]
+    SIZE: tl.constexpr = query.shape[1] // GROUPS
+    scales, offsets = _group_pairs(p_scales, m_token, GROUPS)
+    parts = query.reshape([ROWS, GROUPS, SIZE]).permute(1, 0, 2)
+    held = codes.reshape([64, GROUPS, SIZE]).permute(1, 2, 0)
+    x = tl.dot(parts, held, input_precision=PRECISION) * scales[:, None, :]
+    x += tl.sum(parts.to(tl.float32), axis=2)[:, :, None] * offsets[:, None, :]
+    return tl.sum(x, axis=0)
 
 
 @triton.jit
@@ -149,15 +194,19 @@ def _scores(
         k = tl.load(p_held, mask=mask, other=0.0).to(query.dtype)
         x = tl.dot(query, tl.trans(k), input_precision=PRECISION)
     else:
-        codes = _codes(p_words, lanes, True, BITS, D, d.shape[0])
-        wide = query.to(tl.float32)
-        if (not CHANNEL) and GROUPS == 1:
+        DTYPE: tl.constexpr = query.dtype if not CHANNEL else tl.float32 if PRECISION == "ieee" else tl.bfloat16
+        codes = _codes(p_words, lanes, True, BITS, D, d.shape[0], DTYPE)
+        if CHANNEL:
+            x = _channel_scores(query, codes, p_scales, d, D, PRECISION == "ieee")
+        elif GROUPS == 1:
             scales, offsets = _token_pairs(p_scales, m_token)
-            x = tl.dot(query, tl.trans(codes.to(query.dtype)), input_precision=PRECISION)
-            x = x * scales[None, :] + tl.sum(wide, axis=1)[:, None] * offsets[None, :]
+            x = tl.dot(query, tl.trans(codes), input_precision=PRECISION)
+            x = x * scales[None, :] + tl.sum(query.to(tl.float32), axis=1)[:, None] * offsets[None, :]
+        elif d.shape[0] == D:
+            x = _group_scores(query, codes, p_scales, m_token, GROUPS, PRECISION)
         else:
-            k = _scaled(codes, p_scales, m_token, lanes, D, CHANNEL, GROUPS)
-            x = tl.dot(wide, tl.trans(k), input_precision=PRECISION)
+            k = _scaled(codes, p_scales, m_token, lanes, D, GROUPS)
+            x = tl.dot(query.to(tl.float32), tl.trans(k), input_precision=PRECISION)
     return x
 
 
@@ -176,7 +225,10 @@ def _sums(
     GROUPS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """``acc`` and ``shift`` (the same for all channels) with the values of a block, weighted by ``p``."""
+    """``acc`` and ``shift`` (the same for all channels of a group) with a block's values, weighted by ``p``.
+
+    They are ``[ROWS, W]`` and ``[ROWS]``, or ``[G, ROWS, W / G]`` and ``[G, ROWS]``.
+    """
     m_d = d < D
     lanes = tl.where(m_d, d, 0)
     mask = m_token[:, None] & m_d[None, :]
@@ -185,13 +237,19 @@ def _sums(
         v = tl.load(p_held, mask=mask, other=0.0).to(DTYPE)
         acc = tl.dot(p.to(DTYPE), v, acc, input_precision=PRECISION)
     else:
-        codes = _codes(p_words, lanes, False, BITS, D, d.shape[0])
+        EXACT: tl.constexpr = tl.float32 if PRECISION == "ieee" else tl.bfloat16
+        codes = _codes(p_words, lanes, False, BITS, D, d.shape[0], EXACT)
         if GROUPS == 1:
             scales, offsets = _token_pairs(p_scales, m_token)
             acc = _weighted(p * scales[None, :], codes, acc, PRECISION == "ieee")
             shift += tl.sum(p * offsets[None, :], axis=1)
+        elif len(acc.shape) == 3:
+            scales, offsets = _group_pairs(p_scales, m_token, GROUPS)
+            held = codes.reshape([64, GROUPS, D // GROUPS]).permute(1, 0, 2)
+            acc = _weighted(p[None, :, :] * scales[:, None, :], held, acc, PRECISION == "ieee")
+            shift += tl.sum(p[None, :, :] * offsets[:, None, :], axis=2)
         else:
-            v = _scaled(codes, p_scales, m_token, lanes, D, False, GROUPS)
+            v = _scaled(codes, p_scales, m_token, lanes, D, GROUPS)
             acc = tl.dot(p, v, acc, input_precision=PRECISION)
     return acc, shift
 
@@ -256,8 +314,9 @@ def exact_side_kernel(
     lo = low + split * share
     peak = tl.full([ROWS], -1e30, tl.float32)
     norm = tl.full([ROWS], 0.0, tl.float32)
-    shift = tl.full([ROWS], 0.0, tl.float32)
-    acc = tl.zeros([ROWS, WIDTH], tl.float32)
+    GROUPED: tl.constexpr = V_BITS < 16 and V_GROUPS > 1 and D == WIDTH
+    shift = tl.zeros([V_GROUPS, ROWS] if GROUPED else [ROWS], tl.float32)
+    acc = tl.zeros([V_GROUPS, ROWS, D // V_GROUPS] if GROUPED else [ROWS, WIDTH], tl.float32)
     for block in range(lo, tl.minimum(lo + share, whole)):
         at = head * blocks + (block % blocks if RING else block)
         token = origin + block * 64 + tl.arange(0, 64)
@@ -271,12 +330,19 @@ def exact_side_kernel(
         p = tl.exp2(x - new_peak[:, None])
         old = tl.exp2(peak - new_peak)
         norm = norm * old + tl.sum(p, axis=1)
+        if GROUPED:
+            acc, shift = acc * old[None, :, None], shift * old[None, :]
+        else:
+            acc, shift = acc * old[:, None], shift * old
         acc, shift = _sums(
-            acc * old[:, None], shift * old, p, p_values + at * V_BLOCK, p_value_scales + at * VS_BLOCK, m_token, d,
+            acc, shift, p, p_values + at * V_BLOCK, p_value_scales + at * VS_BLOCK, m_token, d,
             query.dtype, V_BITS, D, V_GROUPS, PRECISION,
         )  # fmt: skip
         peak = new_peak
-    acc += shift[:, None]
+    if GROUPED:
+        acc = (acc + shift[:, :, None]).permute(1, 0, 2).reshape([ROWS, WIDTH])
+    else:
+        acc += shift[:, None]
     place = head * part_count + part_first + split
     tl.store(p_stats + place * 2 * rows + row, peak, mask=m_row)
     tl.store(p_stats + (place * 2 + 1) * rows + row, norm, mask=m_row)
@@ -286,13 +352,16 @@ def exact_side_kernel(
 _LAUNCH = Launcher(exact_side_kernel)
 
 
-def resources(keys: PackedSide, values: PackedSide) -> tuple[int, int, int]:
-    """Programs of a processor that run at once, by registers and shared memory; warps, and loads in flight."""
-    if keys.head_dim > 128:
-        return 1, 8, 1
+def resources(keys: PackedSide, values: PackedSide, tile: int) -> tuple[int, int, int, int | None]:
+    """Programs of a processor that run at once; warps, loads in flight and registers of each. All were measured."""
     packed = values if keys.bits == 16 else keys
-    folded = packed.granularity == "token" and packed.groups == 1
-    return (3, 4, 3) if folded else (2, 4, 2)
+    if keys.head_dim > 128:
+        return 1, 8, 1, None
+    if packed.head_dim not in {64, 128}:
+        return 2, 4, 2, None
+    if tile > 4:
+        return (3, 4, 3, None) if packed.granularity == "token" and packed.groups == 1 else (2, 4, 3, None)
+    return (4, 2, 3, None) if packed.granularity == "channel" else (4, 4, 2, 128)
 
 
 def decode_attention(
@@ -306,13 +375,14 @@ def decode_attention(
     batch, heads, count, dim = query.shape
     kv_heads = segments[0][0].words.shape[1]
     rows = heads // kv_heads * count
-    tiles = -(-rows // _ROWS)
+    tile = 4 if rows <= 4 else 8 if rows <= 8 else 16
+    tiles = -(-rows // tile)
     query = query.contiguous()
     fast, early = query.is_cuda, launches_early(query.device)
     first, last = visible.first.contiguous(), visible.last.contiguous()
     plan: tuple[int, ...] = ()
     for keys, values in segments:
-        blocks, programs = keys.words.shape[2], resources(keys, values)[0] * processors(query.device)
+        blocks, programs = keys.words.shape[2], resources(keys, values, tile)[0] * processors(query.device)
         splits = split_plan(batch * kv_heads * tiles, blocks, programs, visible.max_tokens)
         plan += (keys.first_block * 64, blocks, splits)
     part_count, part_first = sum(plan[2::3]), 0
@@ -321,7 +391,7 @@ def decode_attention(
     out = torch.empty_like(query)
     for i, (keys, values) in enumerate(segments):
         origin, blocks, splits = plan[3 * i : 3 * i + 3]
-        _, warps, stages = resources(keys, values)
+        _, warps, stages, registers = resources(keys, values, tile)
         words, scales = ([side.words.contiguous(), side.scales.contiguous()] for side in (keys, values))
         _LAUNCH(
             (splits, batch * kv_heads, tiles),
@@ -339,13 +409,13 @@ def decode_attention(
                 "RING": keys.ring,
                 "MIN_BLOCKS": _MIN_BLOCKS,
                 "WIDTH": triton.next_power_of_2(dim),
-                "ROWS": _ROWS,
+                "ROWS": tile,
                 "PRECISION": "tf32x3" if fast and query.dtype != torch.float32 else "ieee",
                 "EARLY": early,
             },
-            {"num_warps": warps, "num_stages": stages} | ({"launch_pdl": True} if early else {}),
+            {"num_warps": warps, "num_stages": stages, "maxnreg": registers} | ({"launch_pdl": True} if early else {}),
         )
         part_first += splits
     ring = segments[0][0].ring
-    merge(query, part, stats, recent, out, scale=scale, first=first, last=last, plan=plan, tile=_ROWS, ring=ring)
+    merge(query, part, stats, recent, out, scale=scale, first=first, last=last, plan=plan, tile=tile, ring=ring)
     return out

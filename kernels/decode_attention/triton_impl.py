@@ -20,6 +20,7 @@ holds one register of each lane (g, t) of the warp.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from kernels.decode_attention.op import PackedSide, Recent, Visible
 
 _MIN_BLOCKS = 2
+_MOST_WAVES = 16
+_START = 1.5
+"""What a program's start and its output cost, in blocks."""
 _MOST_PARTS = 4
 _HELD = 4096
 """Elements of the splits' outputs that a program of the merge holds at once."""
@@ -1132,17 +1136,57 @@ def launch_plan(keys: PackedSide, values: PackedSide) -> tuple[int, int | None]:
     return (12, None) if bits < 12 and small else (8, None)
 
 
-def split_plan(heads: int, blocks: int, programs: int, tokens: int | None, *, more: int = 0) -> int:
-    """Splits of a segment: as many as ``programs`` running at once, at least two blocks in each.
+def saturates(keys: PackedSide, values: PackedSide) -> bool:
+    """Whether half of the programs that run at once keep the memory busy, so few instructions does a byte take."""
+    simple = keys.granularity == "token" and keys.groups == 1 and values.groups == 1
+    return simple and keys.bits + values.bits >= 8
 
-    ``more`` counts the tiles of recent tokens that are dealt out with the blocks.
+
+@lru_cache(maxsize=1024)
+def split_plan(
+    heads: int, blocks: int, programs: int, tokens: int | None, *, more: int = 0, saturates: bool = False
+) -> int:
+    """Splits of a segment, at least two blocks in each: as many as ``programs`` running at once, or several times that.
+
+    One wave is best while it fills the places. Where it leaves half of them empty, or where a few programs have to wait
+    until all others have ended, shorter splits in several waves are taken, if `_waves` makes that a twentieth less.
+
+    Args:
+        heads: Programs a split takes: batch times KV heads times tiles of query rows.
+        blocks: Blocks that the segment can hold.
+        programs: Places for programs, on all processors.
+        tokens: Most tokens that any query sees, if known.
+        more: Tiles of recent tokens that are dealt out with the blocks.
+        saturates: Whether half of the places keep the memory busy; see `saturates`.
     """
     if tokens is not None:
         blocks = min(blocks, -(-tokens // 64) + 1)
     blocks += more
-    wanted = max(1, min(programs // max(1, heads), -(-blocks // _MIN_BLOCKS)))
-    per_split = max(1, -(-blocks // wanted))
+
+    def best(waves: int) -> int:
+        splits = max(1, min(waves * programs // max(1, heads), -(-blocks // _MIN_BLOCKS)))
+        return max(1, -(-blocks // splits))
+
+    def time(per_split: int) -> float:
+        waves = _waves(heads * -(-blocks // per_split), programs, saturates=saturates)
+        return waves * (per_split + _START)
+
+    per_split = best(1)
+    shorter = min(map(best, range(1, _MOST_WAVES + 1)), key=time)
+    if time(shorter) < 0.95 * time(per_split):
+        per_split = shorter
     return max(1, -(-blocks // per_split))
+
+
+def _waves(count: int, places: int, *, saturates: bool) -> float:
+    """Time of ``count`` programs of a length in ``places``, in that of as many as there are places.
+
+    Programs that wait for their instructions rather than for memory take two fifths of it even alone. Where half of
+    them keep the memory busy (``saturates``), empty places cost nothing until less than that is left.
+    """
+    full, left = divmod(count, places)
+    part = left / places
+    return full + (0 if not left else max(part, 0.2 + 0.4 * part) if saturates else 0.4 + 0.6 * part)
 
 
 def merge_parts(rows: int, places: int) -> int:
@@ -1181,7 +1225,8 @@ def decode_attention(
     for i, (keys, values) in enumerate(segments):
         programs = launch_plan(keys, values)[0] * processors(query.device)
         blocks, more = keys.words.shape[2], exact.tiles if i == 0 else 0
-        splits = split_plan(batch * kv_heads * tiles, blocks, programs, visible.max_tokens, more=more)
+        each, busy = batch * kv_heads * tiles, saturates(keys, values)
+        splits = split_plan(each, blocks, programs, visible.max_tokens, more=more, saturates=busy)
         plan += (keys.first_block * 64, blocks, splits)
     part_count = sum(plan[2::3])
     part = torch.empty(batch * kv_heads, part_count, rows, dim, dtype=torch.float32, device=query.device)

@@ -2,9 +2,8 @@
 # ruff: noqa: N803, PLR0913, PLR0917
 """Attention over unquantised buffers on a GPU: split over the tokens, then merged.
 
-A program takes one split of one KV head for up to 16 query rows, the smallest side of a tensor-core
-dot. How many tokens a split covers is worked out from ``first`` and ``last`` on the device, so that a
-captured graph is right, and balanced, at every length.
+A program takes one split of one KV head for 4, 8 or 16 query rows. How many tokens a split covers is worked out from
+``first`` and ``last`` on the device, so that a captured graph is right, and balanced, at every length.
 """
 
 from __future__ import annotations
@@ -15,11 +14,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from kernels.decode_attention.triton_impl import _MIN_BLOCKS, deal, merge
-from kernels.launching import launches_early, processors
+from kernels.decode_attention.triton_impl import _MIN_BLOCKS, deal, merge, split_plan
+from kernels.launching import Launcher, launches_early, processors
 
 _LOG2E = tl.constexpr(1.4426950408889634)
-_ROWS = 16
 _BLOCK = 64
 _PROGRAMS = 4
 """Programs of a processor that run at once."""
@@ -157,6 +155,9 @@ def append_kernel(
     tl.store(p_values + held, v, mask=mask)
 
 
+_LAUNCH = Launcher(exact_kernel)
+
+
 def exact_attention(
     query: Tensor,
     segments: tuple[tuple[Tensor, Tensor], ...],
@@ -170,14 +171,15 @@ def exact_attention(
     batch, heads, count, dim = query.shape
     kv_heads = segments[0][0].shape[1]
     rows = heads // kv_heads * count
-    tiles = -(-rows // _ROWS)
+    tile = 4 if rows <= 4 else 8 if rows <= 8 else 16
+    tiles = -(-rows // tile)
     query = query.contiguous()
     early = launches_early(query.device)
-    wanted = max(1, processors(query.device) * _PROGRAMS // max(1, batch * kv_heads * tiles))
+    programs = processors(query.device) * _PROGRAMS
     plan, origin = (), 0
     for keys, _ in segments:
         blocks = -(-keys.shape[2] // _BLOCK)
-        plan += (origin, blocks, max(1, min(wanted, -(-blocks // _MIN_BLOCKS))))
+        plan += (origin, blocks, split_plan(batch * kv_heads * tiles, blocks, programs, None, saturates=True))
         origin += keys.shape[2]
     part_count, part_first = sum(plan[2::3]), 0
     first, last = first.contiguous(), last.contiguous()
@@ -188,38 +190,27 @@ def exact_attention(
     for i, pair in enumerate(segments):
         keys, values = (x if x.stride()[2:] == (dim, 1) else x.contiguous() for x in pair)
         origin, _, splits = plan[3 * i : 3 * i + 3]
-        exact_kernel[(splits, batch * kv_heads, tiles)](
-            query,
-            keys,
-            values,
-            first,
-            last,
-            part,
-            stats,
-            scale,
-            origin,
-            part_first,
-            part_count,
-            rows,
-            count,
-            kv_heads,
-            keys.shape[2],
-            *keys.stride()[:2],
-            *values.stride()[:2],
-            D=dim,
-            WIDTH=triton.next_power_of_2(dim),
-            ROWS=_ROWS,
-            TOKENS=64 if dim <= 128 and not wide else 32,
-            MIN_BLOCKS=_MIN_BLOCKS,
-            RING=ring,
-            PRECISION="ieee" if wide else "tf32",
-            EARLY=early,
-            num_warps=4,
-            num_stages=3,
-            **({"launch_pdl": True} if early else {}),
+        _LAUNCH(
+            (splits, batch * kv_heads, tiles),
+            (
+                *(query, keys, values, first, last, part, stats),
+                *(scale, origin, part_first, part_count, rows, count, kv_heads, keys.shape[2]),
+                *(*keys.stride()[:2], *values.stride()[:2]),
+            ),
+            {
+                "D": dim,
+                "WIDTH": triton.next_power_of_2(dim),
+                "ROWS": tile,
+                "TOKENS": 64 if dim <= 128 and not wide else 32,
+                "MIN_BLOCKS": _MIN_BLOCKS,
+                "RING": ring,
+                "PRECISION": "ieee" if wide else "tf32",
+                "EARLY": early,
+            },
+            {"num_warps": 4, "num_stages": 3} | ({"launch_pdl": True} if early else {}),
         )
         part_first += splits
-    merge(query, part, stats, None, out, scale=scale, first=first, last=last, plan=plan, tile=_ROWS, ring=ring)
+    merge(query, part, stats, None, out, scale=scale, first=first, last=last, plan=plan, tile=tile, ring=ring)
     return out
 
 

@@ -28,6 +28,7 @@ from kernels.decode_attention.op import (
     pack_values,
 )
 from kernels.decode_attention.reference import attend
+from tests.benchmarks.timing import shape
 
 PAIRS = ((8, 8), (8, 4), (4, 4), (4, 2), (2, 2))
 SCHEMES = ("per-token", "per-channel keys")
@@ -58,10 +59,11 @@ Step = Callable[[int], None]
 
 
 def main() -> None:
-    """Check, time and print; ``--json`` prints the whole result as JSON, ``--quick`` three shapes only."""
+    """Check, time and print; ``--json`` prints the whole result as JSON, ``--quick`` and ``--shape`` choose shapes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true", help="8 x 32k, 32 x 8k and 64 x 16k only")
+    parser.add_argument("--shape", type=shape, action="append", help="as 8x32768; all of SHAPES by default")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("This benchmark needs a CUDA GPU; torch sees none.")
@@ -69,7 +71,7 @@ def main() -> None:
     check()
     copy = copy_bandwidth()
     rows: list[Row] = []
-    for batch, length in SHAPES:
+    for batch, length in options.shape or SHAPES:
         if options.quick and batch * length < 1 << 18:
             continue
         rows += measure(batch, length, copy)

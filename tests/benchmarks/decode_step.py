@@ -31,7 +31,7 @@ from kvtuner_core.runtime.decoding import DecodeMode, Decoder
 from kvtuner_core.runtime.in_place.attention import install
 from tests.benchmarks.decode_attention import copy_bandwidth
 from tests.benchmarks.full_precision import FullPrecision
-from tests.benchmarks.timing import STEPS, captured, timed, timed_in_turn
+from tests.benchmarks.timing import STEPS, captured, shape, timed, timed_in_turn
 
 PAIRS = ("K8V8", "K8V4", "K4V4", "K4V2", "K2V2")
 MIXED = ("K8V8", "K4V4", "K4V2", "K2V2")
@@ -178,12 +178,6 @@ def decoding(
         decoder.close()
         del cache, decoder
         torch.cuda.empty_cache()
-
-
-def shape(text: str) -> tuple[int, int]:
-    """Batch and length of ``8x32768``."""
-    batch, length = text.split("x")
-    return int(batch), int(length)
 
 
 def steps(model: PreTrainedModel, shapes: Sequence[tuple[int, int]], *, copy: float) -> dict[str, Any]:

@@ -11,6 +11,12 @@ STEPS = 12
 """Steps that a median is of."""
 
 
+def shape(text: str) -> tuple[int, int]:
+    """Batch and length of ``8x32768``."""
+    batch, length = text.split("x")
+    return int(batch), int(length)
+
+
 def timed(step: Callable[[], object], *, count: int = STEPS) -> float:
     """Median milliseconds of a step, each between two events, warm."""
     return timed_in_turn(step, count=count)[0]

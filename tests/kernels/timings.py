@@ -1,8 +1,9 @@
-"""Times appending, exact attention and channel groups on a GPU: ``python -m tests.kernels.timings``.
+"""Times appending, exact attention, channel groups and sides at 16 bits on a GPU: ``python -m tests.kernels.timings``.
 
-8 KV heads, 32 query heads, head_dim 128, bfloat16; medians of CUDA-graph replays.
+8 KV heads, 32 query heads, head_dim 128, bfloat16; medians of CUDA-graph replays. ``--only exact`` leaves the rest out.
 """
 
+import argparse
 import statistics
 import sys
 from collections.abc import Callable
@@ -20,26 +21,55 @@ from kernels.exact_attention.op import exact_attention
 HEADS, KV_HEADS, DIM = 32, 8, 128
 
 
+GROUPED = (
+    ((4, 4), False, (None, None)),
+    ((4, 4), False, (None, 32)),
+    ((2, 2), False, (None, 32)),
+    ((2, 2), False, (32, 32)),
+    ((4, 2), True, (None, 64)),
+    ((4, 2), True, (None, 32)),
+    ((2, 2), True, (None, None)),
+    ((2, 2), True, (None, 32)),
+)
+ONE_SIDED = (
+    ((4, 16), False, (None, None)),
+    ((16, 4), False, (None, None)),
+    ((4, 16), True, (None, None)),
+    ((2, 16), True, (None, None)),
+    ((16, 4), False, (None, 32)),
+    ((16, 2), False, (None, 32)),
+)
+"""Bits of keys and values, whether keys are per channel, channels that share a scale of keys and of values."""
+
+
 def main() -> None:
+    parts = {"append": appends, "exact": exact_layers, "groups": grouped}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=parts, action="append")
+    chosen = parser.parse_args().only or parts
     if not torch.cuda.is_available():
         sys.exit("These timings need a CUDA GPU; torch sees none.")
+    for part in chosen:
+        parts[part]()
+
+
+def appends() -> None:
     for batch in (1, 8, 64):
         for bits, channel in (((4, 4), False), ((2, 2), False), ((4, 2), True)):
             time_step(batch, bits, channel=channel)
     for bits, channel in (((8, 8), False), ((4, 4), False), ((2, 2), True)):
         time_prefill(131072, bits, channel=channel)
+
+
+def exact_layers() -> None:
     for batch, length in ((8, 32768), (32, 8192), (1, 32768), (1, 4096)):
         time_exact(batch, length)
-    for bits, channel, groups in (
-        ((4, 4), False, (None, None)),
-        ((4, 4), False, (None, 32)),
-        ((2, 2), False, (None, 32)),
-        ((2, 2), False, (32, 32)),
-        ((4, 2), True, (None, 64)),
-        ((4, 2), True, (None, 32)),
-        ((2, 2), True, (None, None)),
-        ((2, 2), True, (None, 32)),
-    ):
+        for bits, channel, groups in ONE_SIDED:
+            time_groups(batch, length, bits, channel=channel, groups=groups)
+
+
+def grouped() -> None:
+    for bits, channel, groups in GROUPED:
         time_groups(8, 32768, bits, channel=channel, groups=groups)
 
 
@@ -82,6 +112,7 @@ def sides(
             group_size=group,
             channel=per_channel,
             device="cuda",
+            dtype=torch.bfloat16 if width == 16 else torch.int32,
         )
         for width, group, per_channel in zip(bits, groups, (channel, False), strict=True)
     ]
@@ -143,11 +174,15 @@ def time_exact(batch: int, length: int) -> None:
     )
 
 
+def filled(words: Tensor) -> Tensor:
+    return torch.randn_like(words) if words.is_floating_point() else torch.randint_like(words, -(2**31), 2**31 - 1)
+
+
 def time_groups(
     batch: int, length: int, bits: tuple[int, int], *, channel: bool, groups: tuple[int | None, int | None]
 ) -> None:
     keys, values = (
-        replace(side, words=torch.randint_like(side.words, -(2**31), 2**31 - 1), scales=torch.rand_like(side.scales))
+        replace(side, words=filled(side.words), scales=torch.rand_like(side.scales))
         for side in sides(batch, length // 64, bits, channel=channel, groups=groups)
     )
     query = random(batch, HEADS, 1, DIM)

@@ -198,5 +198,7 @@ SMALL = (
     Shape(k_bits=16, v_bits=3, head_dim=64, tokens=100, v_group=16),
     Shape(k_bits=2, v_bits=16, head_dim=128, tokens=90, channel=True, kv_heads=1, batch=1),
     Shape(k_bits=16, v_bits=2, head_dim=256, tokens=70, kv_heads=1, batch=1),
+    Shape(k_bits=3, v_bits=16, head_dim=64, tokens=90, k_group=16, queries=2),
+    Shape(k_bits=8, v_bits=16, head_dim=64, tokens=130, channel=True, queries=2, dtype=torch.bfloat16),
 )
 """Shapes small enough for the interpreter."""
