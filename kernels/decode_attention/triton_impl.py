@@ -1182,7 +1182,7 @@ def _waves(count: int, places: int, *, saturates: bool) -> float:
     """Time of ``count`` programs of a length in ``places``, in that of as many as there are places.
 
     Programs that wait for their instructions rather than for memory take two fifths of it even alone. Where half of
-    them keep the memory busy (``saturates``), empty places cost nothing until less than that is left.
+    them keep the memory busy (``saturates``), empty places cost nothing as long as a third are taken.
     """
     full, left = divmod(count, places)
     part = left / places

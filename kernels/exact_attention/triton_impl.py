@@ -20,7 +20,7 @@ from kernels.launching import Launcher, launches_early, processors
 _LOG2E = tl.constexpr(1.4426950408889634)
 _BLOCK = 64
 _PROGRAMS = 4
-"""Programs of a processor that run at once."""
+"""Programs of a processor that splits are planned for; from head_dim 96 on three of them run at once."""
 
 
 @triton.jit
