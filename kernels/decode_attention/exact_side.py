@@ -21,7 +21,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from kernels.decode_attention.float_codes import float_codes
-from kernels.decode_attention.triton_impl import _MIN_BLOCKS, channel_place, deal, merge, split_plan
+from kernels.decode_attention.triton_impl import _MIN_BLOCKS, channel_place, deal, merge, row_tile, split_plan
 from kernels.launching import Launcher, launches_early, processors
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ def decode_attention(
     batch, heads, count, dim = query.shape
     kv_heads = segments[0][0].words.shape[1]
     rows = heads // kv_heads * count
-    tile = 4 if rows <= 4 else 8 if rows <= 8 else 16
+    tile = row_tile(rows)
     tiles = -(-rows // tile)
     query = query.contiguous()
     fast, early = query.is_cuda, launches_early(query.device)

@@ -58,13 +58,6 @@ def float_codes(
     else:
         r = tl.arange(0, 64)[:, None]
         d = lanes[None, :]
-        if KEYS:
-            codes = key_codes(p_words, r, d, MAIN, D)
-            if BITS == 3:
-                codes = codes | (key_codes(p_words + 4 * D, r, d, 1, D) << 2)
-        else:
-            codes = value_codes(p_words, r, d, MAIN)
-            if BITS == 3:
-                codes = codes | (value_codes(p_words + 4 * D, r, d, 1) << 2)
+        codes = key_codes(p_words, r, d, BITS, D) if KEYS else value_codes(p_words, r, d, BITS, D)
         codes = _floats(codes, DTYPE)
     return codes

@@ -883,7 +883,7 @@ def _codes(p_words, word, shift, BITS: tl.constexpr):
 
 
 @triton.jit
-def key_codes(p_words, token, d, BITS: tl.constexpr, D: tl.constexpr):
+def _key_plane(p_words, token, d, BITS: tl.constexpr, D: tl.constexpr):
     """Codes of one plane of keys, for tokens of a block and channels ``d``."""
     N: tl.constexpr = 8 // BITS
     octet = token // 8
@@ -893,13 +893,31 @@ def key_codes(p_words, token, d, BITS: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
-def value_codes(p_words, token, d, BITS: tl.constexpr):
+def _value_plane(p_words, token, d, BITS: tl.constexpr):
     """Codes of one plane of values, for tokens of a block and channels ``d``."""
     N: tl.constexpr = 8 // BITS
     octet = d // 8
     i = (octet // N) * 4 + token // 16
     word = (i // 4) * 128 + ((d % 8) * 4 + token % 8 // 2) * 4 + i % 4
     return _codes(p_words, word, 8 * (token % 2 * 2 + token % 16 // 8) + BITS * (octet % N), BITS)
+
+
+@triton.jit
+def key_codes(p_words, token, d, BITS: tl.constexpr, D: tl.constexpr):
+    """Codes of keys, for tokens of a block and channels ``d``; 3 bits are two planes."""
+    codes = _key_plane(p_words, token, d, 2 if BITS == 3 else BITS, D)
+    if BITS == 3:
+        codes = codes | (_key_plane(p_words + 4 * D, token, d, 1, D) << 2)
+    return codes
+
+
+@triton.jit
+def value_codes(p_words, token, d, BITS: tl.constexpr, D: tl.constexpr):
+    """Codes of values, for tokens of a block and channels ``d``; 3 bits are two planes."""
+    codes = _value_plane(p_words, token, d, 2 if BITS == 3 else BITS)
+    if BITS == 3:
+        codes = codes | (_value_plane(p_words + 4 * D, token, d, 1) << 2)
+    return codes
 
 
 @triton.jit
@@ -970,12 +988,8 @@ def plain_kernel(
         m_token = (token >= first) & (token < last)
         p_k = p_keys + at * 2 * D * K_BITS
         p_v = p_values + at * 2 * D * V_BITS
-        k = key_codes(p_k, r[:, None], d[None, :], 2 if K_BITS == 3 else K_BITS, D)
-        v = value_codes(p_v, r[:, None], d[None, :], 2 if V_BITS == 3 else V_BITS)
-        if K_BITS == 3:
-            k = k | (key_codes(p_k + 4 * D, r[:, None], d[None, :], 1, D) << 2)
-        if V_BITS == 3:
-            v = v | (value_codes(p_v + 4 * D, r[:, None], d[None, :], 1) << 2)
+        k = key_codes(p_k, r[:, None], d[None, :], K_BITS, D)
+        v = value_codes(p_v, r[:, None], d[None, :], V_BITS, D)
         pair = 2 * ((r % 8) * 8 + r // 8)
         if CHANNEL:
             p_ks = p_key_scales + at * 4 * D
@@ -1187,6 +1201,11 @@ def _waves(count: int, places: int, *, saturates: bool) -> float:
     full, left = divmod(count, places)
     part = left / places
     return full + (0 if not left else max(part, 0.2 + 0.4 * part) if saturates else 0.4 + 0.6 * part)
+
+
+def row_tile(rows: int) -> int:
+    """Query rows that share a program of the kernels in plain Triton: fewer are less work around the products."""
+    return 4 if rows <= 4 else 8 if rows <= 8 else 16
 
 
 def merge_parts(rows: int, places: int) -> int:

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from kernels.decode_attention.triton_impl import _MIN_BLOCKS, deal, merge, split_plan
+from kernels.decode_attention.triton_impl import _MIN_BLOCKS, deal, merge, row_tile, split_plan
 from kernels.launching import Launcher, launches_early, processors
 
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -171,7 +171,7 @@ def exact_attention(
     batch, heads, count, dim = query.shape
     kv_heads = segments[0][0].shape[1]
     rows = heads // kv_heads * count
-    tile = 4 if rows <= 4 else 8 if rows <= 8 else 16
+    tile = row_tile(rows)
     tiles = -(-rows // tile)
     query = query.contiguous()
     early = launches_early(query.device)

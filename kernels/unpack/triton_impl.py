@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-# ruff: noqa: N803, N806, PLR0913, PLR0917
+# ruff: noqa: N803, PLR0913, PLR0917
 """Dequantises a stretch of the packed store on a GPU, a block of 64 tokens a program."""
 
 from __future__ import annotations
@@ -50,15 +50,7 @@ def dequantize_kernel(
     position = block * 64 + r
     mask = (position >= begin) & (position < end) & m_d
     p_w = p_words + (head * blocks + place) * (2 * D * BITS)
-    MAIN: tl.constexpr = 2 if BITS == 3 else BITS
-    if KEYS:
-        codes = key_codes(p_w, r, channel, MAIN, D)
-        if BITS == 3:
-            codes = codes | (key_codes(p_w + 4 * D, r, channel, 1, D) << 2)
-    else:
-        codes = value_codes(p_w, r, channel, MAIN)
-        if BITS == 3:
-            codes = codes | (value_codes(p_w + 4 * D, r, channel, 1) << 2)
+    codes = key_codes(p_w, r, channel, BITS, D) if KEYS else value_codes(p_w, r, channel, BITS, D)
     if CHANNEL:
         p_s = p_scales + (head * blocks + place) * (4 * D) + (r // 32) * (2 * D) + channel_place(channel, D)
         scale = tl.load(p_s).to(tl.float32)

@@ -5,6 +5,8 @@ from kvtuner_core.runtime import head as module
 from kvtuner_core.runtime.head import Head, final_states
 from tests.fakes.models import FAMILIES, tiny_model
 
+onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_the_models_own_or_left_to_the_model(family):
@@ -32,14 +34,12 @@ def test_bfloat16_states_give_float32_logits():
     torch.testing.assert_close(found, hidden.float() @ weight.float().T)
 
 
-@pytest.mark.parametrize("hastened", [False, True])
+@pytest.mark.parametrize("hastened", [False, pytest.param(True, marks=onednn)])
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gemma2"])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12), (torch.bfloat16, 0.03)]
 )
 def test_gradients_of_states_are_those_of_whole_logits(family, dtype, tolerance, hastened, monkeypatch):
-    if hastened and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        pytest.skip("torch is without oneDNN")
     monkeypatch.setattr(module, "hastens", lambda: hastened)
     # 40 rows in pieces of 11, the last of 7, each in blocks of 4.
     monkeypatch.setattr(module, "_GRADIENT_VALUES", 259 * 11)
