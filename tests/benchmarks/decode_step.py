@@ -184,7 +184,9 @@ def steps(model: PreTrainedModel, shapes: Sequence[tuple[int, int]], *, copy: fl
     """Every pair and scheme at every shape, mixed policies, and the share of appending."""
     rows, mixes, appends, plain = [], [], [], []
     for batch, length in shapes:
+        before = started()
         beside = FullPrecision(model, batch, length)
+        full_peak = peak_bytes(model, before)
         here = []
         for scheme in SCHEMES:
             for pair in PAIRS:
@@ -196,7 +198,7 @@ def steps(model: PreTrainedModel, shapes: Sequence[tuple[int, int]], *, copy: fl
             row, _ = packed(model, mixed(model, scheme), batch, length, beside=beside.replay)
             overhead = round(row["ms"] / statistics.mean(alone) - 1, 4)
             mixes.append({"batch": batch, "length": length, "scheme": scheme, "ms": row["ms"], "overhead": overhead})
-        plain.append({"batch": batch, "length": length, **beside.times})
+        plain.append({"batch": batch, "length": length, **beside.times, "peak_bytes": full_peak})
         del beside
         torch.cuda.empty_cache()
         rows += [{"batch": batch, "length": length, **compared(model, row, copy=copy)} for row in here]
@@ -225,8 +227,7 @@ def packed(
 
     ``beside`` is another step, timed in turn with this one. Also the share of appending.
     """
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
+    before = started()
     with decoding(model, policy, batch, length) as (cache, decoder):
         predicted = cache_bytes(policy, cache.geometry, tokens=length, batch=batch)
         full = cache_bytes(uniform(model, "K16V16", "per-token"), cache.geometry, tokens=length, batch=batch)
@@ -239,13 +240,23 @@ def packed(
             raise torch.OutOfMemoryError(decoder.why_eager)
         if decoder.mode is not DecodeMode.GRAPH or decoder.path != FUSED:
             sys.exit(f"The step was not captured or not fused: {decoder.path}.")
-        # The weights are the model's; what else was there before is the step that this one is compared with.
-        peak = torch.cuda.max_memory_allocated() - before + sum(x.nbytes for x in model.parameters())
+        peak = peak_bytes(model, before)
         reserved = cache.reserved_bytes()
         row = {"ms": round(ms, 4), "bytes": held, "reserved_bytes": reserved, "peak_bytes": peak, "full_bytes": full}
         if beside:
             row["bf16_ms"] = round(others_ms[0], 4)
         return row, append_share(cache, step_ms=ms)
+
+
+def started() -> int:
+    """Bytes allocated now, from where on the peak counts."""
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def peak_bytes(model: PreTrainedModel, before: int) -> int:
+    """The peak since `started`, weights included; the rest of ``before`` is the step that this one is compared with."""
+    return torch.cuda.max_memory_allocated() - before + sum(x.nbytes for x in model.parameters())
 
 
 def append_share(cache: QuantizedKVCache, *, step_ms: float) -> dict[str, float]:
