@@ -19,8 +19,8 @@ from kernels.launching import Launcher, launches_early, processors
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 _BLOCK = 64
-_PROGRAMS = 4
-"""Programs of a processor that splits are planned for; from head_dim 96 on three of them run at once."""
+_PROGRAMS = 3
+"""Programs of a processor that splits are planned for: as many as run at once from head_dim 80 on."""
 
 
 @triton.jit
