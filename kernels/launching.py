@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
@@ -23,7 +24,7 @@ _MOST = 1024
 class Launcher:
     """Launches one kernel; the interpreter's calls it passes on.
 
-    Every argument that is not a ``tl.constexpr`` is given by place, every one that is by name.
+    Every argument that is not a ``tl.constexpr`` is given by place, tensors first, every one that is by name.
     """
 
     def __init__(self, kernel: Any) -> None:
@@ -31,40 +32,53 @@ class Launcher:
         self._known: dict[tuple[object, ...], tuple[CompiledKernel, tuple[object, ...]]] = {}
 
     def __call__(
-        self, grid: tuple[int, ...], args: tuple[Any, ...], constants: dict[str, Any], options: dict[str, Any]
+        self,
+        grid: tuple[int, ...],
+        tensors: tuple[Tensor, ...],
+        numbers: tuple[Any, ...],
+        constants: dict[str, Any],
+        options: dict[str, Any],
     ) -> None:
         """Launch the kernel.
 
         Args:
             grid: Programs in up to three dimensions.
-            args: Tensors, numbers, and tuples of integers, in the order of the kernel.
+            tensors: In the order of the kernel.
+            numbers: Numbers and tuples of integers, which follow them.
             constants: Its compile-time arguments.
             options: Triton's: ``num_warps``, ``launch_pdl`` and such.
         """
         # On AMD's cards the size of a tensor's storage chooses, too.
-        if not args[0].is_cuda or torch.version.hip:
-            self._kernel[grid](*args, **constants, **options)
+        if not tensors[0].is_cuda or torch.version.hip:
+            self._kernel[grid](*tensors, *numbers, **constants, **options)
             return
-        key = (driver.active.get_current_device(), *map(_kind, args), *constants.values(), *options.items())
+        device = driver.active.get_current_device()
+        key = (device, *_kinds(tensors, numbers), *constants.values(), *options.items())
         known = self._known.get(key)
         if known is not None:
             compiled, rest = known
-            compiled[(*grid, 1, 1)](*args, *rest)
+            compiled[(*grid, 1, 1)](*tensors, *numbers, *rest, stream=driver.active.get_current_stream(device))
             return
-        compiled = self._kernel[grid](*args, **constants, **options)
-        names = self._kernel.arg_names[len(args) :]
+        compiled = self._kernel[grid](*tensors, *numbers, **constants, **options)
+        names = self._kernel.arg_names[len(tensors) + len(numbers) :]
         if isinstance(compiled, CompiledKernel) and set(names) == set(constants):
             if len(self._known) >= _MOST:
                 self._known.clear()
             self._known[key] = compiled, tuple(constants[name] for name in names)
 
 
-def _kind(argument: Any) -> object:
-    """What may choose a variant: of a tensor, its dtype and alignment; of an integer, its value, and that it is one."""
-    if isinstance(argument, Tensor):
-        return argument.dtype, argument.data_ptr() % 16 == 0
-    # A truth value equals 1 or 0 in a key, yet is another type to Triton.
-    return type(argument) if isinstance(argument, float | bool) else argument
+def _kinds(tensors: tuple[Tensor, ...], numbers: tuple[Any, ...]) -> tuple[object, ...]:
+    """What may choose a variant: dtype and alignment of tensors, value and type of numbers (1 equals True)."""
+    return (
+        *[x.dtype for x in tensors],
+        *[x.data_ptr() % 16 for x in tensors],
+        *numbers,
+        *map(type, numbers),
+    )
+
+
+next_power_of_2 = cache(triton.next_power_of_2)
+"""Triton's, which takes microseconds a call."""
 
 
 @cache

@@ -17,7 +17,7 @@ from torch import Tensor, uint8
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from kernels.decode_attention.triton_impl import channel_place
-from kernels.launching import Launcher, launches_early
+from kernels.launching import Launcher, launches_early, next_power_of_2
 
 if TYPE_CHECKING:
     from kernels.append.op import RecentStore
@@ -399,7 +399,7 @@ def append(
     ring = slots - recent.sinks
     channel = keys.granularity == "channel"
     few = count <= _FEW
-    width = triton.next_power_of_2(dim)
+    width = next_power_of_2(dim)
     strides = (new_keys.stride()[:3], new_values.stride()[:3])
     tile = (32 if channel else 1) if few else 64
     early = launches_early(progress.device)
@@ -409,10 +409,8 @@ def append(
     stores = [x for words, side in zip(held, (keys, values), strict=True) for x in (words, side.scales)]
     _PACK(
         (batch * heads, tiles, 2),
-        (
-            *(progress, new_keys, new_values, recent.keys, recent.values, *stores, *strides),
-            *(count, heads, recent.sinks, ring, keys.first_block, keys.words.shape[2]),
-        ),
+        (progress, new_keys, new_values, recent.keys, recent.values, *stores),
+        (*strides, count, heads, recent.sinks, ring, keys.first_block, keys.words.shape[2]),
         {
             "K_BITS": keys.bits,
             "V_BITS": values.bits,
@@ -423,7 +421,7 @@ def append(
             "V_GROUP": values.group_size or dim,
             "RING": keys.ring,
             "T": tile,
-            "FEW": triton.next_power_of_2(count) if few else 0,
+            "FEW": next_power_of_2(count) if few else 0,
             "EARLY": early,
             "SETTLED": settled,
         },

@@ -22,7 +22,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from kernels.decode_attention.float_codes import float_codes
 from kernels.decode_attention.triton_impl import _MIN_BLOCKS, channel_place, deal, merge, row_tile, split_plan
-from kernels.launching import Launcher, launches_early, processors
+from kernels.launching import Launcher, launches_early, next_power_of_2, processors
 
 if TYPE_CHECKING:
     from kernels.decode_attention.op import PackedSide, Recent, Visible
@@ -330,10 +330,8 @@ def decode_attention(
         words, scales = ([side.words.contiguous(), side.scales.contiguous()] for side in (keys, values))
         _LAUNCH(
             (splits, batch * kv_heads, tiles),
-            (
-                *(query, *words, *scales, first, last, part, stats),
-                *(scale, origin, blocks, part_first, part_count, rows, count, kv_heads),
-            ),
+            (query, *words, *scales, first, last, part, stats),
+            (scale, origin, blocks, part_first, part_count, rows, count, kv_heads),
             {
                 "K_BITS": keys.bits,
                 "V_BITS": values.bits,
@@ -343,7 +341,7 @@ def decode_attention(
                 "V_GROUPS": values.groups,
                 "RING": keys.ring,
                 "MIN_BLOCKS": _MIN_BLOCKS,
-                "WIDTH": triton.next_power_of_2(dim),
+                "WIDTH": next_power_of_2(dim),
                 "ROWS": tile,
                 "PRECISION": "tf32x3" if fast and query.dtype != torch.float32 else "ieee",
                 "EARLY": early,

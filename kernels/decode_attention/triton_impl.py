@@ -31,7 +31,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from kernels.launching import Launcher, launches_early, processors
+from kernels.launching import Launcher, launches_early, next_power_of_2, processors
 
 if TYPE_CHECKING:
     from kernels.decode_attention.op import PackedSide, Recent, Visible
@@ -1273,14 +1273,14 @@ def decode_attention(
             constants |= {"KEY_ROW": exact.keys.stride(-2), "VALUE_ROW": exact.values.stride(-2)}
             scales = [x.view(torch.int32) for x in scales]
         else:
-            constants["WIDTH"] = triton.next_power_of_2(dim)
+            constants["WIDTH"] = next_power_of_2(dim)
         tensors = (query, words[0], scales[0], words[1], scales[1])
         numbers = (scale, *plan[3 * i : 3 * i + 2], part_first, part_count, rows, count, tiles)
         if fast:
             tensors += (exact.query, exact.keys, exact.values, exact.mask)
             numbers += (exact.slots if i == 0 else 0, *exact.keys.stride()[:2], *exact.values.stride()[:2])
         tensors += (first, last, part, stats)
-        launch((plan[3 * i + 2], kv_heads, batch * tiles), (*tensors, *numbers), constants, options)
+        launch((plan[3 * i + 2], kv_heads, batch * tiles), tensors, numbers, constants, options)
         part_first += plan[3 * i + 2]
     ring = segments[0][0].ring
     left = None if exact.tiles else recent
@@ -1329,7 +1329,8 @@ def exact_words(query: Tensor, recent: Recent | None) -> ExactWords:
 
 
 def _words(x: Tensor) -> Tensor:
-    fits = x.stride(3) == 1 and not any(at % 2 for at in (*x.stride()[:3], x.storage_offset()))
+    batch, head, token, last = x.stride()
+    fits = last == 1 and not (batch | head | token | x.storage_offset()) % 2
     # a dimension of one may keep any stride in `contiguous`
     return (x if fits else x.clone(memory_format=torch.contiguous_format)).view(torch.int32)
 
@@ -1359,15 +1360,15 @@ def merge(
     if recent is not None:
         k, v, mask, count = recent.keys, recent.values, recent.mask.contiguous().view(torch.uint8), recent.keys.shape[2]
         k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (k, v))
-    width, parts = triton.next_power_of_2(dim), merge_parts(heads * rows, processors(query.device))
+    width, parts = next_power_of_2(dim), merge_parts(heads * rows, processors(query.device))
     constants = {
         "KEY_TOKEN": k.stride(2),
         "VALUE_TOKEN": v.stride(2),
         "D": dim,
         "WIDTH": width,
         "CHANNELS": width // parts,
-        "SPLITS": min(128, _HELD * parts // width, triton.next_power_of_2(splits)),
-        "TOKENS": min(_RECENT_TILE, triton.next_power_of_2(max(1, count))),
+        "SPLITS": min(128, _HELD * parts // width, next_power_of_2(splits)),
+        "TOKENS": min(_RECENT_TILE, next_power_of_2(max(1, count))),
         "TILE": tile,
         "PER_QUERY": last.ndim == 2,
         "RING": ring,
@@ -1379,7 +1380,8 @@ def merge(
     numbers = (scale, plan, splits, rows, query.shape[2], count, dealt)
     _MERGE(
         (rows * parts, heads // query.shape[0], query.shape[0]),
-        (query, part, stats, k, v, mask, first, last, out, *numbers, *k.stride()[:2], *v.stride()[:2]),
+        (query, part, stats, k, v, mask, first, last, out),
+        (*numbers, *k.stride()[:2], *v.stride()[:2]),
         constants,
         {"num_warps": 1} | options,
     )

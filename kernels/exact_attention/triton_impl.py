@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from kernels.decode_attention.triton_impl import _MIN_BLOCKS, deal, merge, row_tile, split_plan
-from kernels.launching import Launcher, launches_early, processors
+from kernels.launching import Launcher, launches_early, next_power_of_2, processors
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 _BLOCK = 64
@@ -192,14 +192,14 @@ def exact_attention(
         origin, _, splits = plan[3 * i : 3 * i + 3]
         _LAUNCH(
             (splits, batch * kv_heads, tiles),
+            (query, keys, values, first, last, part, stats),
             (
-                *(query, keys, values, first, last, part, stats),
                 *(scale, origin, part_first, part_count, rows, count, kv_heads, keys.shape[2]),
                 *(*keys.stride()[:2], *values.stride()[:2]),
             ),
             {
                 "D": dim,
-                "WIDTH": triton.next_power_of_2(dim),
+                "WIDTH": next_power_of_2(dim),
                 "ROWS": tile,
                 "TOKENS": 64 if dim <= 128 and not wide else 32,
                 "MIN_BLOCKS": _MIN_BLOCKS,
@@ -237,7 +237,7 @@ def append_exact(
         *new_values.stride()[:3],
         *keys.stride()[:2],
         D=dim,
-        WIDTH=triton.next_power_of_2(dim),
+        WIDTH=next_power_of_2(dim),
         TOKENS=tokens,
         RING=ring,
         EARLY=early,
