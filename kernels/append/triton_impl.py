@@ -9,19 +9,21 @@ have one owner. Bytes that also hold codes of tokens outside of the tile are rea
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor, uint8
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from kernels.decode_attention.triton_impl import channel_place
-from kernels.launching import Launcher, launches_early, next_power_of_2
+from kernels.launching import Launcher, Prepared, launches_early, next_power_of_2
 
 if TYPE_CHECKING:
     from kernels.append.op import RecentStore
-    from kernels.decode_attention.op import PackedSide
+    from kernels.decode_attention.op import PackedSide, SideKind
 
 _FEW = 8
 _HALF_ONE = tl.constexpr(12582912.0)
@@ -396,39 +398,13 @@ def append(
     new_keys, new_values = (x if x.stride(3) == 1 else x.contiguous() for x in new)
     batch, heads, count, dim = new_keys.shape
     slots = recent.keys.shape[2]
-    ring = slots - recent.sinks
-    channel = keys.granularity == "channel"
-    few = count <= _FEW
-    width = next_power_of_2(dim)
     strides = (new_keys.stride()[:3], new_values.stride()[:3])
-    tile = (32 if channel else 1) if few else 64
-    early = launches_early(progress.device)
-    # Due are at most the tokens of the ring and the new ones, in blocks that may begin anywhere.
-    tiles = 1 if few else (count + ring) // 64 + 2
+    launch = _plan(progress.device, keys.kind, values.kind, new_keys.shape, strides, slots, recent.sinks, settled)
     held = (side.words if side.bits == 16 else side.words.view(uint8) for side in (keys, values))
     stores = [x for words, side in zip(held, (keys, values), strict=True) for x in (words, side.scales)]
-    _PACK(
-        (batch * heads, tiles, 2),
-        (progress, new_keys, new_values, recent.keys, recent.values, *stores),
-        (*strides, count, heads, recent.sinks, ring, keys.first_block, keys.words.shape[2]),
-        {
-            "K_BITS": keys.bits,
-            "V_BITS": values.bits,
-            "D": dim,
-            "WIDTH": width,
-            "CHANNEL": channel,
-            "K_GROUP": keys.group_size or dim,
-            "V_GROUP": values.group_size or dim,
-            "RING": keys.ring,
-            "T": tile,
-            "FEW": next_power_of_2(count) if few else 0,
-            "EARLY": early,
-            "SETTLED": settled,
-        },
-        {"num_warps": {1: 1, 32: 4, 64: 8}[tile], "enable_fp_fusion": False} | ({"launch_pdl": True} if early else {}),
-    )
+    launch(progress, new_keys, new_values, recent.keys, recent.values, *stores)
     # Few tokens overwrite nothing that is still to be packed, and were kept above.
-    if keep and not few:
+    if keep and count > _FEW:
         rows = 16
         keep_kernel[(batch * heads, -(-slots // rows))](
             progress,
@@ -440,9 +416,49 @@ def append(
             count,
             heads,
             recent.sinks,
-            ring,
+            slots - recent.sinks,
             D=dim,
-            WIDTH=width,
+            WIDTH=next_power_of_2(dim),
             T=rows,
             num_warps=4,
         )
+
+
+@lru_cache(maxsize=1024)
+def _plan(
+    device: torch.device,
+    keys: SideKind,
+    values: SideKind,
+    new: torch.Size,
+    strides: tuple[tuple[int, ...], ...],
+    slots: int,
+    sinks: int,
+    settled: bool,
+) -> Prepared:
+    """Of the shapes of a call, everything that packing takes but its tensors."""
+    batch, heads, count, dim = new
+    ring = slots - sinks
+    channel = keys.granularity == "channel"
+    few = count <= _FEW
+    tile = (32 if channel else 1) if few else 64
+    early = launches_early(device)
+    # Due are at most the tokens of the ring and the new ones, in blocks that may begin anywhere.
+    tiles = 1 if few else (count + ring) // 64 + 2
+    constants = {
+        "K_BITS": keys.bits,
+        "V_BITS": values.bits,
+        "D": dim,
+        "WIDTH": next_power_of_2(dim),
+        "CHANNEL": channel,
+        "K_GROUP": keys.group_size or dim,
+        "V_GROUP": values.group_size or dim,
+        "RING": keys.ring,
+        "T": tile,
+        "FEW": next_power_of_2(count) if few else 0,
+        "EARLY": early,
+        "SETTLED": settled,
+    }
+    options = {"num_warps": {1: 1, 32: 4, 64: 8}[tile], "enable_fp_fusion": False}
+    options |= {"launch_pdl": True} if early else {}
+    numbers = (*strides, count, heads, sinks, ring, keys.first_block, keys.words[2])
+    return _PACK.prepare((batch * heads, tiles, 2), numbers, constants, options)

@@ -1,8 +1,9 @@
 """Attention over packed keys and values: the store, the checks, and the choice of implementation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +27,24 @@ __all__ = [
 Implementation = Literal["auto", "reference", "triton"]
 
 
+class SideKind(NamedTuple):
+    """All of a `PackedSide` but its bytes: what a launch is planned by. Attributes as there, and the two shapes."""
+
+    bits: int
+    granularity: Literal["token", "channel"]
+    head_dim: int
+    group_size: int | None
+    first_block: int
+    ring: bool
+    words: torch.Size
+    scales: torch.Size
+
+    @property
+    def groups(self) -> int:
+        """Groups of channels with a per-token scale of their own."""
+        return self.head_dim // (self.group_size or self.head_dim)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PackedSide:
     """The packed keys or values of a layer; `kernels.decode_attention.reference` draws the bytes.
@@ -43,6 +62,7 @@ class PackedSide:
         first_block: Logical block held at place 0; above 0 in a later segment of a history.
         ring: Whether logical block ``b`` lies at place ``b % N``, so that a sliding window goes on
             for ever in N blocks; what a query sees must then fit in them.
+        kind: All of these but the bytes.
     """
 
     words: Tensor
@@ -53,11 +73,16 @@ class PackedSide:
     group_size: int | None = None
     first_block: int = 0
     ring: bool = False
+    kind: SideKind = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        numbers = (self.bits, self.granularity, self.head_dim, self.group_size, self.first_block, self.ring)
+        object.__setattr__(self, "kind", SideKind(*numbers, self.words.shape, self.scales.shape))
 
     @property
     def groups(self) -> int:
         """Groups of channels with a per-token scale of their own."""
-        return self.head_dim // (self.group_size or self.head_dim)
+        return self.kind.groups
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -229,7 +254,9 @@ def decode_attention(
         ValueError: If shapes or dtypes do not fit.
     """
     segments = _segments(keys, values)
-    _check(query, segments, visible, recent)
+    mask = None if recent is None else (recent.mask.shape, recent.keys.shape[2])
+    kinds = tuple([(key.kind, value.kind) for key, value in segments])
+    _check(query.shape, kinds, (visible.first.shape, visible.last.shape), mask)
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     if implementation == "triton" or (implementation == "auto" and query.is_cuda):
         from kernels.decode_attention import triton_impl
@@ -314,43 +341,47 @@ def _check_codes(codes: Tensor, bits: int) -> None:
         raise ValueError(reason)
 
 
+@lru_cache(maxsize=1024)
 def _check(
-    query: Tensor, segments: tuple[tuple[PackedSide, PackedSide], ...], visible: Visible, recent: Recent | None
+    query: torch.Size,
+    segments: tuple[tuple[SideKind, SideKind], ...],
+    visible: tuple[torch.Size, torch.Size],
+    recent: tuple[torch.Size, int] | None,
 ) -> None:
-    if query.ndim != 4 or any(keys.words.ndim != 4 for keys, _ in segments):
-        raise ValueError(f"query must be [B, H, Q, D]; got {list(query.shape)}.")
-    b, heads, count, dim = query.shape
+    """Raise unless the shapes fit; of ``recent``, that of the mask, and its slots."""
+    if len(query) != 4 or any(len(keys.words) != 4 for keys, _ in segments):
+        raise ValueError(f"query must be [B, H, Q, D]; got {list(query)}.")
+    b, heads, count, dim = query
     for keys, values in segments:
         _check_segment(keys, values, b=b, heads=heads, dim=dim)
     if any(side.ring for pair in segments for side in pair) and (
         len(segments) > 1 or not all(side.ring for side in segments[0])
     ):
         raise ValueError("a ring must be the only segment, of keys and of values.")
-    if visible.first.shape != (b, count) or visible.last.shape != (b,):
-        raise ValueError(f"visible must be [{b}, {count}] and [{b}]; got {list(visible.first.shape)}.")
-    if recent is not None and recent.mask.shape != (b, count, recent.keys.shape[2]):
-        raise ValueError(f"recent.mask must be {[b, count, recent.keys.shape[2]]}; got {list(recent.mask.shape)}.")
+    if visible != ((b, count), (b,)):
+        raise ValueError(f"visible must be [{b}, {count}] and [{b}]; got {list(visible[0])}.")
+    if recent is not None and recent[0] != (b, count, recent[1]):
+        raise ValueError(f"recent.mask must be {[b, count, recent[1]]}; got {list(recent[0])}.")
 
 
-def _check_segment(keys: PackedSide, values: PackedSide, *, b: int, heads: int, dim: int) -> None:
-    kv_heads = keys.words.shape[1]
+def _check_segment(keys: SideKind, values: SideKind, *, b: int, heads: int, dim: int) -> None:
+    kv_heads = keys.words[1]
     if keys.head_dim != dim or values.head_dim != dim or heads % kv_heads:
         raise ValueError(
             f"query heads must be a multiple of the key heads, head_dim equal; got {heads} of {dim}, "
             f"{kv_heads} of {keys.head_dim} and {values.head_dim}."
         )
-    if keys.words.shape[:3] != values.words.shape[:3] or keys.words.shape[0] != b:
+    if keys.words[:3] != values.words[:3] or keys.words[0] != b:
         raise ValueError(
-            f"keys and values must hold as many sequences and blocks; got {list(keys.words.shape[:3])}, "
-            f"{list(values.words.shape[:3])} for {b} sequences."
+            f"keys and values must hold as many sequences and blocks; got {list(keys.words[:3])}, "
+            f"{list(values.words[:3])} for {b} sequences."
         )
-    if not keys.words.shape[2]:
+    if not keys.words[2]:
         raise ValueError(f"a segment must hold at least one block of {BLOCK} tokens; got none.")
     if values.granularity != "token":
         raise ValueError(f"values must have per-token scales; got {values.granularity!r}.")
     for side in (keys, values):
         size = 4 * dim if side.granularity == "channel" else 2 * BLOCK * side.groups
         size = 0 if side.bits == 16 else size
-        if side.scales.shape != (*side.words.shape[:3], size):
-            expected = [*side.words.shape[:3], size]
-            raise ValueError(f"scales must be {expected}; got {list(side.scales.shape)}.")
+        if side.scales != (*side.words[:3], size):
+            raise ValueError(f"scales must be {[*side.words[:3], size]}; got {list(side.scales)}.")

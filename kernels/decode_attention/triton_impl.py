@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
@@ -31,10 +31,10 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from kernels.launching import Launcher, launches_early, next_power_of_2, processors
+from kernels.launching import Launcher, Prepared, launches_early, next_power_of_2, processors
 
 if TYPE_CHECKING:
-    from kernels.decode_attention.op import PackedSide, Recent, Visible
+    from kernels.decode_attention.op import PackedSide, Recent, SideKind, Visible
 
 _MIN_BLOCKS = 2
 _MOST_WAVES = 16
@@ -1140,7 +1140,7 @@ def merge_kernel(
     tl.store(p_out + (head * rows + row) * D + c, out, mask=m_c)
 
 
-def launch_plan(keys: PackedSide, values: PackedSide) -> tuple[int, int | None]:
+def launch_plan(keys: SideKind, values: SideKind) -> tuple[int, int | None]:
     """Programs that fit on a processor at once, by the registers of the variant, and a cap on them if one pays."""
     bits = keys.bits + values.bits
     small = keys.head_dim <= 128 and keys.groups == 1 and values.groups == 1
@@ -1150,7 +1150,7 @@ def launch_plan(keys: PackedSide, values: PackedSide) -> tuple[int, int | None]:
     return (12, None) if bits < 12 and small else (8, None)
 
 
-def saturates(keys: PackedSide, values: PackedSide) -> bool:
+def saturates(keys: SideKind, values: SideKind) -> bool:
     """Whether half of the programs that run at once keep the memory busy, so few instructions does a byte take."""
     simple = keys.granularity == "token" and keys.groups == 1 and values.groups == 1
     return simple and keys.bits + values.bits >= 8
@@ -1231,30 +1231,78 @@ def decode_attention(
         from kernels.decode_attention import exact_side
 
         return exact_side.decode_attention(query, segments, visible, recent, scale)
-    batch, heads, count, dim = query.shape
-    kv_heads = segments[0][0].words.shape[1]
-    rows = heads // kv_heads * count
-    fast, early = query.is_cuda, launches_early(query.device)
+    fast = query.is_cuda
     query = query.contiguous()
+    exact = exact_words(query, recent if fast else None)
+    kinds = tuple([(keys.kind, values.kind) for keys, values in segments])
+    plan = _plan(
+        query.shape, query.dtype, query.device, processors(query.device), kinds, exact.kind, visible.max_tokens, scale
+    )
+    first, last = visible.first.contiguous(), visible.last.contiguous()
+    part = torch.empty(plan.part, dtype=torch.float32, device=query.device)
+    stats = torch.empty(plan.stats, dtype=torch.float32, device=query.device)
+    out = torch.empty_like(query)
+    more = (exact.query, exact.keys, exact.values, exact.mask) if fast else ()
+    for launch, (keys, values) in zip(plan.launches, segments, strict=True):
+        k_scales, v_scales = keys.scales.contiguous(), values.scales.contiguous()
+        if fast:
+            k_scales, v_scales = k_scales.view(torch.int32), v_scales.view(torch.int32)
+        words = keys.words.contiguous(), values.words.contiguous()
+        launch(query, words[0], k_scales, words[1], v_scales, *more, first, last, part, stats)
+    left, ring = None if exact.slots else recent, segments[0][0].ring
+    bounds = {"first": first, "last": last, "plan": plan.segments, "ring": ring}
+    merge(query, part, stats, left, out, scale=scale, tile=plan.tile, dealt=exact.tiles, **bounds)
+    return out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """What a call of `decode_attention` launches.
+
+    Attributes:
+        launches: One of each segment.
+        segments: As for `merge_kernel`: of each segment its first token, its blocks and its splits.
+        part: Shape of the splits' outputs.
+        stats: Shape of their peaks and sums.
+        tile: Query rows of a program.
+    """
+
+    launches: tuple[Prepared, ...]
+    segments: tuple[int, ...]
+    part: tuple[int, ...]
+    stats: tuple[int, ...]
+    tile: int
+
+
+@lru_cache(maxsize=1024)
+def _plan(
+    query: torch.Size,
+    dtype: torch.dtype,
+    device: torch.device,
+    places: int,
+    segments: tuple[tuple[SideKind, SideKind], ...],
+    exact: ExactKind,
+    max_tokens: int | None,
+    scale: float,
+) -> _Plan:
+    """Of the shapes of a call, everything but its tensors."""
+    batch, heads, count, dim = query
+    kv_heads = segments[0][0].words[1]
+    rows = heads // kv_heads * count
+    fast, early = device.type == "cuda", launches_early(device)
     tile = 4 if fast else 1
     tiles = -(-rows // tile)
-    first, last = visible.first.contiguous(), visible.last.contiguous()
     plan: tuple[int, ...] = ()
-    exact = exact_words(query, recent if fast else None)
+    recent_tiles = -(-exact.slots // _RECENT.value)
     for i, (keys, values) in enumerate(segments):
-        programs = launch_plan(keys, values)[0] * processors(query.device)
-        blocks, more = keys.words.shape[2], exact.tiles if i == 0 else 0
+        programs = launch_plan(keys, values)[0] * places
+        blocks, more = keys.words[2], recent_tiles if i == 0 else 0
         each, busy = batch * kv_heads * tiles, saturates(keys, values)
-        splits = split_plan(each, blocks, programs, visible.max_tokens, more=more, saturates=busy)
+        splits = split_plan(each, blocks, programs, max_tokens, more=more, saturates=busy)
         plan += (keys.first_block * 64, blocks, splits)
-    part_count = sum(plan[2::3])
-    part = torch.empty(batch * kv_heads, part_count, rows, dim, dtype=torch.float32, device=query.device)
-    stats = torch.empty(batch * kv_heads, part_count, 2, rows, dtype=torch.float32, device=query.device)
-    out = torch.empty_like(query)
-    part_first = 0
+    part_count, part_first = sum(plan[2::3]), 0
+    launches = []
     for i, (keys, values) in enumerate(segments):
-        words = [side.words.contiguous() for side in (keys, values)]
-        scales = [side.scales.contiguous() for side in (keys, values)]
         constants = {
             "K_BITS": keys.bits,
             "V_BITS": values.bits,
@@ -1265,28 +1313,33 @@ def decode_attention(
             "RING": keys.ring,
             "MIN_BLOCKS": _MIN_BLOCKS,
         }
-        launch, options = _PLAIN, {}
+        numbers = (scale, *plan[3 * i : 3 * i + 2], part_first, part_count, rows, count, tiles)
+        launcher, options = _PLAIN, {}
         if fast:
-            launch, options = _DECODE, {"num_warps": 1, "maxnreg": launch_plan(keys, values)[1]}
+            launcher, options = _DECODE, {"num_warps": 1, "maxnreg": launch_plan(keys, values)[1]}
             options |= {"launch_pdl": True} if early else {}
-            constants |= {"EARLY": early, "CHAINED": early and i > 0, "BF16": query.dtype == torch.bfloat16}
-            constants |= {"KEY_ROW": exact.keys.stride(-2), "VALUE_ROW": exact.values.stride(-2)}
-            scales = [x.view(torch.int32) for x in scales]
+            constants |= {"EARLY": early, "CHAINED": early and i > 0, "BF16": dtype == torch.bfloat16}
+            constants |= {"KEY_ROW": exact.keys[2], "VALUE_ROW": exact.values[2]}
+            numbers += (exact.slots if i == 0 else 0, *exact.keys[:2], *exact.values[:2])
         else:
             constants["WIDTH"] = next_power_of_2(dim)
-        tensors = (query, words[0], scales[0], words[1], scales[1])
-        numbers = (scale, *plan[3 * i : 3 * i + 2], part_first, part_count, rows, count, tiles)
-        if fast:
-            tensors += (exact.query, exact.keys, exact.values, exact.mask)
-            numbers += (exact.slots if i == 0 else 0, *exact.keys.stride()[:2], *exact.values.stride()[:2])
-        tensors += (first, last, part, stats)
-        launch((plan[3 * i + 2], kv_heads, batch * tiles), tensors, numbers, constants, options)
+        launches.append(launcher.prepare((plan[3 * i + 2], kv_heads, batch * tiles), numbers, constants, options))
         part_first += plan[3 * i + 2]
-    ring = segments[0][0].ring
-    left = None if exact.tiles else recent
-    bounds = {"first": first, "last": last, "plan": plan, "ring": ring}
-    merge(query, part, stats, left, out, scale=scale, tile=tile, dealt=exact.tiles, **bounds)
-    return out
+    return _Plan(
+        launches=tuple(launches),
+        segments=plan,
+        part=(batch * kv_heads, part_count, rows, dim),
+        stats=(batch * kv_heads, part_count, 2, rows),
+        tile=tile,
+    )
+
+
+class ExactKind(NamedTuple):
+    """Of recent tokens, how many, and the strides of batch, head and token of keys and values, in words."""
+
+    slots: int
+    keys: tuple[int, ...]
+    values: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -1311,6 +1364,11 @@ class ExactWords:
     def tiles(self) -> int:
         """Tiles that they are dealt out in."""
         return -(-self.slots // _RECENT.value)
+
+    @property
+    def kind(self) -> ExactKind:
+        """All of these but the bytes."""
+        return ExactKind(self.slots, self.keys.stride()[:3], self.values.stride()[:3])
 
 
 def exact_words(query: Tensor, recent: Recent | None) -> ExactWords:
@@ -1354,34 +1412,53 @@ def merge(
 
     ``plan`` and ``dealt`` as for `merge_kernel`, whose first kernel has taken the recent tokens where none are given.
     """
-    heads, splits, rows, dim = part.shape
-    early = launches_early(query.device)
     k, v, mask, count = query, query, query, 0
     if recent is not None:
         k, v, mask, count = recent.keys, recent.values, recent.mask.contiguous().view(torch.uint8), recent.keys.shape[2]
         k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (k, v))
-    width, parts = next_power_of_2(dim), merge_parts(heads * rows, processors(query.device))
+    launch = _merge_plan(
+        *(part.shape, query.shape, query.device, processors(query.device), count, k.stride()[:3], v.stride()[:3]),
+        *(scale, plan, dealt, tile, last.ndim == 2, ring),
+    )
+    launch(query, part, stats, k, v, mask, first, last, out)
+
+
+@lru_cache(maxsize=1024)
+def _merge_plan(
+    part: torch.Size,
+    query: torch.Size,
+    device: torch.device,
+    places: int,
+    count: int,
+    k_strides: tuple[int, ...],
+    v_strides: tuple[int, ...],
+    scale: float,
+    plan: tuple[int, ...],
+    dealt: int,
+    tile: int,
+    per_query: bool,
+    ring: bool,
+) -> Prepared:
+    """Of the shapes of a merge, everything but its tensors."""
+    heads, splits, rows, dim = part
+    early = launches_early(device)
+    width, parts = next_power_of_2(dim), merge_parts(heads * rows, places)
     constants = {
-        "KEY_TOKEN": k.stride(2),
-        "VALUE_TOKEN": v.stride(2),
+        "KEY_TOKEN": k_strides[2],
+        "VALUE_TOKEN": v_strides[2],
         "D": dim,
         "WIDTH": width,
         "CHANNELS": width // parts,
         "SPLITS": min(128, _HELD * parts // width, next_power_of_2(splits)),
         "TOKENS": min(_RECENT_TILE, next_power_of_2(max(1, count))),
         "TILE": tile,
-        "PER_QUERY": last.ndim == 2,
+        "PER_QUERY": per_query,
         "RING": ring,
         "MIN_BLOCKS": _MIN_BLOCKS,
         "WAIT": early,
         "EXACT": count > 0,
     }
     options = {"launch_pdl": True, "maxnreg": _MERGE_REGISTERS} if early else {}
-    numbers = (scale, plan, splits, rows, query.shape[2], count, dealt)
-    _MERGE(
-        (rows * parts, heads // query.shape[0], query.shape[0]),
-        (query, part, stats, k, v, mask, first, last, out),
-        (*numbers, *k.stride()[:2], *v.stride()[:2]),
-        constants,
-        {"num_warps": 1} | options,
-    )
+    numbers = (scale, plan, splits, rows, query[2], count, dealt, *k_strides[:2], *v_strides[:2])
+    grid = (rows * parts, heads // query[0], query[0])
+    return _MERGE.prepare(grid, numbers, constants, {"num_warps": 1} | options)
