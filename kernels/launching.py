@@ -105,7 +105,7 @@ class Prepared:
 
 def _of_tensors(tensors: tuple[Tensor, ...]) -> tuple[object, ...]:
     """What of tensors may choose a variant: dtype and alignment."""
-    return (*[x.dtype for x in tensors], *[x.data_ptr() % 16 for x in tensors])
+    return (*[x.dtype for x in tensors], *[not x.data_ptr() % 16 for x in tensors])
 
 
 def _of_numbers(numbers: tuple[Any, ...]) -> tuple[object, ...]:

@@ -435,7 +435,7 @@ def _plan(
     sinks: int,
     settled: bool,
 ) -> Prepared:
-    """Of the shapes of a call, everything that packing takes but its tensors."""
+    """What a call packs with, worked out from its shapes; the tensors are given later."""
     batch, heads, count, dim = new
     ring = slots - sinks
     channel = keys.granularity == "channel"

@@ -254,10 +254,10 @@ def decode_attention(
         ValueError: If shapes or dtypes do not fit.
     """
     segments = _segments(keys, values)
-    mask = None if recent is None else (recent.mask.shape, recent.keys.shape[2])
+    exact = None if recent is None else (recent.mask.shape, recent.keys.shape)
     kinds = tuple([(key.kind, value.kind) for key, value in segments])
-    _check(query.shape, kinds, (visible.first.shape, visible.last.shape), mask)
-    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    _check(query.shape, kinds, (visible.first.shape, visible.last.shape), exact)
+    factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
     if implementation == "triton" or (implementation == "auto" and query.is_cuda):
         from kernels.decode_attention import triton_impl
 
@@ -346,9 +346,9 @@ def _check(
     query: torch.Size,
     segments: tuple[tuple[SideKind, SideKind], ...],
     visible: tuple[torch.Size, torch.Size],
-    recent: tuple[torch.Size, int] | None,
+    recent: tuple[torch.Size, torch.Size] | None,
 ) -> None:
-    """Raise unless the shapes fit; of ``recent``, that of the mask, and its slots."""
+    """Raise unless the shapes fit; of ``recent``, those of the mask and of the keys."""
     if len(query) != 4 or any(len(keys.words) != 4 for keys, _ in segments):
         raise ValueError(f"query must be [B, H, Q, D]; got {list(query)}.")
     b, heads, count, dim = query
@@ -360,8 +360,8 @@ def _check(
         raise ValueError("a ring must be the only segment, of keys and of values.")
     if visible != ((b, count), (b,)):
         raise ValueError(f"visible must be [{b}, {count}] and [{b}]; got {list(visible[0])}.")
-    if recent is not None and recent[0] != (b, count, recent[1]):
-        raise ValueError(f"recent.mask must be {[b, count, recent[1]]}; got {list(recent[0])}.")
+    if recent is not None and recent[0] != (b, count, recent[1][2]):
+        raise ValueError(f"recent.mask must be {[b, count, recent[1][2]]}; got {list(recent[0])}.")
 
 
 def _check_segment(keys: SideKind, values: SideKind, *, b: int, heads: int, dim: int) -> None:

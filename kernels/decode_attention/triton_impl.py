@@ -1235,9 +1235,8 @@ def decode_attention(
     query = query.contiguous()
     exact = exact_words(query, recent if fast else None)
     kinds = tuple([(keys.kind, values.kind) for keys, values in segments])
-    plan = _plan(
-        query.shape, query.dtype, query.device, processors(query.device), kinds, exact.kind, visible.max_tokens, scale
-    )
+    held, places = exact.kind, processors(query.device)
+    plan = _plan(query.shape, query.dtype, query.device, places, kinds, held, visible.max_tokens, scale)
     first, last = visible.first.contiguous(), visible.last.contiguous()
     part = torch.empty(plan.part, dtype=torch.float32, device=query.device)
     stats = torch.empty(plan.stats, dtype=torch.float32, device=query.device)
@@ -1251,7 +1250,7 @@ def decode_attention(
         launch(query, words[0], k_scales, words[1], v_scales, *more, first, last, part, stats)
     left, ring = None if exact.slots else recent, segments[0][0].ring
     bounds = {"first": first, "last": last, "plan": plan.segments, "ring": ring}
-    merge(query, part, stats, left, out, scale=scale, tile=plan.tile, dealt=exact.tiles, **bounds)
+    merge(query, part, stats, left, out, scale=scale, tile=plan.tile, dealt=held.tiles, **bounds)
     return out
 
 
@@ -1285,7 +1284,7 @@ def _plan(
     max_tokens: int | None,
     scale: float,
 ) -> _Plan:
-    """Of the shapes of a call, everything but its tensors."""
+    """What a call launches, worked out from its shapes; the tensors are given later."""
     batch, heads, count, dim = query
     kv_heads = segments[0][0].words[1]
     rows = heads // kv_heads * count
@@ -1293,10 +1292,9 @@ def _plan(
     tile = 4 if fast else 1
     tiles = -(-rows // tile)
     plan: tuple[int, ...] = ()
-    recent_tiles = -(-exact.slots // _RECENT.value)
     for i, (keys, values) in enumerate(segments):
         programs = launch_plan(keys, values)[0] * places
-        blocks, more = keys.words[2], recent_tiles if i == 0 else 0
+        blocks, more = keys.words[2], exact.tiles if i == 0 else 0
         each, busy = batch * kv_heads * tiles, saturates(keys, values)
         splits = split_plan(each, blocks, programs, max_tokens, more=more, saturates=busy)
         plan += (keys.first_block * 64, blocks, splits)
@@ -1341,6 +1339,11 @@ class ExactKind(NamedTuple):
     keys: tuple[int, ...]
     values: tuple[int, ...]
 
+    @property
+    def tiles(self) -> int:
+        """Tiles that they are dealt out in."""
+        return -(-self.slots // _RECENT.value)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ExactWords:
@@ -1359,11 +1362,6 @@ class ExactWords:
     values: Tensor
     mask: Tensor
     slots: int
-
-    @property
-    def tiles(self) -> int:
-        """Tiles that they are dealt out in."""
-        return -(-self.slots // _RECENT.value)
 
     @property
     def kind(self) -> ExactKind:
@@ -1439,7 +1437,7 @@ def _merge_plan(
     per_query: bool,
     ring: bool,
 ) -> Prepared:
-    """Of the shapes of a merge, everything but its tensors."""
+    """What a merge launches, worked out from its shapes; the tensors are given later."""
     heads, splits, rows, dim = part
     early = launches_early(device)
     width, parts = next_power_of_2(dim), merge_parts(heads * rows, places)

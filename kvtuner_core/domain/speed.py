@@ -112,15 +112,17 @@ class CacheStep:
     Attributes:
         cache: Whose cache, at how many bits, and how it is called.
         length: Tokens in it.
-        ms: Milliseconds a token.
+        ms: Milliseconds a token, at lengths of history that the process has met before.
+        first_ms: At lengths that it has not, for which torch's attention makes plans first.
         requantise_ms: What the cache spends on quantising its history again, shared out to all tokens; not in ``ms``.
-        eager_faster: How many times faster ours is, called from Python, too; ``None`` for ours itself.
+        eager_faster: How many times faster ours is by ``ms``, called from Python, too; ``None`` for ours itself.
         graph_faster: How many times faster ours is as a CUDA graph; likewise.
     """
 
     cache: str
     length: int
     ms: float
+    first_ms: float
     requantise_ms: float = 0.0
     eager_faster: float | None = None
     graph_faster: float | None = None

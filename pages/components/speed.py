@@ -130,13 +130,15 @@ def _more(found: MeasuredSpeed) -> None:
                 "Cache": row.cache,
                 "Tokens": f"{row.length // 1024}k",
                 "ms per token": row.ms,
-                "Of it quantising again": f"{row.requantise_ms:.2f}" if row.requantise_ms else "",
+                "At new lengths": row.first_ms,
+                "Quantising again, beside": f"{row.requantise_ms:.2f}" if row.requantise_ms else "",
                 "Ours from Python": _times(row.eager_faster),
                 "Ours as a graph": _times(row.graph_faster),
             }
             for row in found.caches
         ]
         charts.table(caches, key="speed-caches")
+        st.caption("Milliseconds at lengths of history that the process has met before, and at lengths new to it.")
         for origin in filter(lambda one: one.note, (found.largest_origin, found.caches_origin)):
             st.caption(origin.note)
 

@@ -6,9 +6,9 @@ own decoder. All take turns. In the first turn every cache meets lengths of hist
 before (`first_ms`), as a user's text does: torch's attention through cuDNN makes a plan for each of them then. In the
 others it meets the same lengths again, and `ms` is the middle one of their medians. The first tokens of a prompt are
 left out, while torch still asks the driver for memory. transformers' `QuantizedCache` quantises its whole history
-again every 128 tokens: a median over 64 tokens leaves that out, so it stands beside, as milliseconds shared out to
-each of the 128. Needs
-``optimum-quanto`` and ``hqq`` (which needs ``termcolor`` and ``einops``) beside what the project needs.
+again every 128 tokens: a median over a prompt's tokens leaves that out, so it stands beside, as milliseconds shared out
+to each of the 128. Needs ``optimum-quanto`` and ``hqq`` (which needs ``termcolor`` and ``einops``) beside what the
+project needs.
 """
 
 import argparse
@@ -36,7 +36,7 @@ BACKENDS = {"quanto 4 bits": ("quanto", 0), "hqq 4 bits": ("hqq", 1)}
 """Backend of a `QuantizedCache`, and what it calls the axis of its groups: transformers' defaults."""
 
 RESIDUAL = 128
-STEPS, WARM, ROUNDS = 64, 16, 3
+STEPS, WARM, ROUNDS = 64, 16, 5
 """Tokens of a prompt, those left out at their beginning, and turns at lengths that are known."""
 
 FAILURES = (RuntimeError, ValueError, ImportError, TypeError, AttributeError, OSError)

@@ -111,6 +111,7 @@ def cache_step(one: dict[str, Any]) -> CacheStep:
         cache=one["cache"],
         length=one["length"],
         ms=one["ms"],
+        first_ms=one["first_ms"],
         requantise_ms=one.get("requantise_ms", 0.0),
         eager_faster=one.get("ours_eager_faster"),
         graph_faster=one.get("ours_graph_faster"),

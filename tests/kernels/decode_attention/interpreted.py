@@ -7,6 +7,7 @@ import torch
 from kernels.decode_attention import triton_impl
 from kernels.decode_attention.op import decode_attention
 from tests.kernels.decode_attention.cases import SMALL, TOLERANCE, error, make
+from tests.kernels.decode_attention.neighbours import wrong
 
 
 def main() -> None:
@@ -22,6 +23,7 @@ def main() -> None:
             off = error(out, case.expected)
             if not off < TOLERANCE[shape.dtype]:
                 failed.append(f"{shape.name} on {places}: {off:.1e}")
+        failed += wrong("cpu")
     sys.exit("\n".join(failed) or 0)
 
 

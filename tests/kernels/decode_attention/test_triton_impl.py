@@ -12,6 +12,7 @@ import torch
 from kernels.decode_attention.op import PackedSide, Recent, Visible, decode_attention
 from tests.kernels.decode_attention import cases
 from tests.kernels.decode_attention.cases import TOLERANCE, Case, Shape, error, make
+from tests.kernels.decode_attention.neighbours import wrong
 
 ROOT = Path(__file__).parents[3]
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -106,6 +107,13 @@ def test_the_kernel_agrees_with_float64(shape: Shape) -> None:
 @gpu
 @pytest.mark.gpu
 @pytest.mark.usefixtures("poisoned")
+def test_what_is_planned_for_a_call_is_not_taken_for_its_neighbour() -> None:
+    assert wrong("cuda") == []
+
+
+@gpu
+@pytest.mark.gpu
+@pytest.mark.usefixtures("poisoned")
 def test_nothing_stored_and_nothing_seen() -> None:
     case = make(Shape(tokens=64, recent=2))
     assert case.recent is not None
@@ -151,7 +159,7 @@ def test_any_view_becomes_words(form: str, size: tuple[int, ...]) -> None:
     words = triton_impl.exact_words(x, recent)
     assert torch.equal(words.keys.contiguous().view(torch.float16), x)
     assert torch.equal(words.values.contiguous().view(torch.float16), -x)
-    assert (words.slots, words.tiles) == (size[2], 1)
+    assert (words.slots, words.kind.tiles) == (size[2], 1)
 
 
 @pytest.mark.parametrize(("keys", "values"), [(torch.float16, torch.float32), (torch.bfloat16, torch.float16)])
@@ -160,7 +168,7 @@ def test_recent_tokens_of_another_kind_are_left_to_the_merge(keys: torch.dtype, 
     x = torch.randn(1, 1, 4, 48)
     recent = Recent(keys=x.to(keys), values=x.to(values), mask=torch.ones(1, 1, 4, dtype=torch.bool))
     odd = torch.zeros(49, dtype=torch.float16)[1:].view(1, 1, 1, 48)
-    assert triton_impl.exact_words(odd, recent).tiles == triton_impl.exact_words(odd, None).tiles == 0
+    assert triton_impl.exact_words(odd, recent).kind.tiles == triton_impl.exact_words(odd, None).kind.tiles == 0
 
 
 @gpu
