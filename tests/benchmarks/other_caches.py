@@ -36,7 +36,7 @@ BACKENDS = {"quanto 4 bits": ("quanto", 0), "hqq 4 bits": ("hqq", 1)}
 """Backend of a `QuantizedCache`, and what it calls the axis of its groups: transformers' defaults."""
 
 RESIDUAL = 128
-STEPS, WARM, ROUNDS = 64, 16, 5
+STEPS, WARM, ROUNDS = 64, 16, 3
 """Tokens of a prompt, those left out at their beginning, and turns at lengths that are known."""
 
 FAILURES = (RuntimeError, ValueError, ImportError, TypeError, AttributeError, OSError)
