@@ -110,35 +110,39 @@ def _nearest(table: SpeedTable, policies: Mapping[str, KVPolicy], scheme: str) -
 
 
 def _more(found: MeasuredSpeed) -> None:
-    left, right = st.columns([2, 4], gap="medium")
-    with left:
+    # side by side where there is room, else one below the other
+    both = st.container(horizontal=True, gap="medium")
+    with both.container(width=350):
         st.markdown(f"**Largest batch** that fitted beside the weights, {_where(found.largest_origin)}")
         largest = [
             {
                 "Cache": row.pair,
                 "Tokens each": f"{row.length // 1024}k",
                 "Batch": row.batch,
-                "Tokens per second": row.tokens_per_second,
+                "Tokens per second": round(row.tokens_per_second),
             }
             for row in found.largest
         ]
         charts.table(largest, key="speed-largest")
-    with right:
+    with both.container(width=735):
         st.markdown(f"**Cache by cache**, one sequence, {_where(found.caches_origin)}")
         caches = [
             {
                 "Cache": row.cache,
                 "Tokens": f"{row.length // 1024}k",
-                "ms per token": row.ms,
-                "At new lengths": row.first_ms,
-                "Quantising again, beside": f"{row.requantise_ms:.2f}" if row.requantise_ms else "",
+                "ms per token": round(row.ms, 1),
+                "New lengths": round(row.first_ms, 1),
+                "Requantising": f"{row.requantise_ms:.2f}" if row.requantise_ms else "",
                 "Ours from Python": _times(row.eager_faster),
                 "Ours as a graph": _times(row.graph_faster),
             }
             for row in found.caches
         ]
         charts.table(caches, key="speed-caches")
-        st.caption("Milliseconds at lengths of history that the process has met before, and at lengths new to it.")
+        st.caption(
+            "Milliseconds a token at lengths of history that the process has met before, and at lengths new to it. "
+            "Quantising the whole history again comes on top, shared out to all tokens. Ours is set against the first."
+        )
         for origin in filter(lambda one: one.note, (found.largest_origin, found.caches_origin)):
             st.caption(origin.note)
 
