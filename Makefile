@@ -1,5 +1,5 @@
 # make app    the dashboard, with everything it needs     make test   all tests, with everything they need
-# make test-gpu  the tests that need a CUDA GPU
+# make test-gpu  the tests that need a CUDA GPU           make bench  how long the default study and, on a GPU, decoding take
 # make check  format, lint, types, import contracts, then the tests
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -39,6 +39,9 @@ demo-study: $(VENV)/.app $(VENV)/.model
 
 bench: $(VENV)/.dev $(VENV)/.model
 	$(BIN)/python -m tests.benchmarks.study
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+	  $(BIN)/python -m tests.benchmarks.decode_attention; $(BIN)/python -m tests.benchmarks.decode_step; \
+	else echo "Attention and decode steps are not timed: they need a CUDA GPU, and torch sees none."; fi
 
 # What the dashboard and the README show of tests/benchmarks/results.
 measured: $(VENV)/.dev

@@ -173,6 +173,34 @@ def make(shape: Shape, seed: int = 0) -> Case:
     )
 
 
+def moved(case: Case, device: str) -> Case:
+    """The case on ``device``, every tensor with the strides that it has."""
+    recent = case.recent
+    if recent is not None:
+        recent = Recent(keys=_to(recent.keys, device), values=_to(recent.values, device), mask=recent.mask.to(device))
+    return replace(
+        case,
+        query=_to(case.query, device),
+        keys=tuple(_side_to(side, device) for side in case.keys),
+        values=tuple(_side_to(side, device) for side in case.values),
+        visible=replace(case.visible, first=case.visible.first.to(device), last=case.visible.last.to(device)),
+        recent=recent,
+    )
+
+
+def _side_to(side: PackedSide, device: str) -> PackedSide:
+    return replace(side, words=side.words.to(device), scales=side.scales.to(device))
+
+
+def _to(x: Tensor, device: str) -> Tensor:
+    """``x`` on ``device`` with the strides that it has, which a copy of a view would not keep."""
+    if x.device.type == device:
+        return x
+    room = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    held = torch.as_strided(x, (room,), (1,)).to(device)
+    return torch.as_strided(held, x.shape, x.stride())
+
+
 def error(out: Tensor, expected: Tensor) -> float:
     """Relative error by norms; NaN stays NaN."""
     difference = (out.detach().cpu().double() - expected).norm()

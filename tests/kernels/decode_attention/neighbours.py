@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from kernels.decode_attention.op import PackedSide, Recent, decode_attention
-from tests.kernels.decode_attention.cases import TOLERANCE, Case, Shape, error, make
+from kernels.decode_attention.op import decode_attention
+from tests.kernels.decode_attention.cases import TOLERANCE, Case, Shape, error, make, moved
 
 BASE = Shape(k_bits=4, v_bits=4, head_dim=64, tokens=200, group=2, recent=5)
 SHAPES = (
@@ -40,7 +41,7 @@ def turned(x: Tensor) -> Tensor:
 
 
 def wrong(device: str) -> list[str]:
-    """Calls of the kernels, each made twice and in two orders, that are not what is expected."""
+    """Calls of the kernels that are not what is expected, of all made twice in one order and once in the other."""
     calls: list[tuple[str, Case, float | None]] = [(shape.name, make(shape), None) for shape in SHAPES]
     _, case, _ = calls[0]
     assert case.recent is not None
@@ -62,33 +63,12 @@ def wrong(device: str) -> list[str]:
 
 
 def _off(case: Case, scale: float | None, device: str) -> float:
-    expected = case.expected
-    sides = {"values": case.values, "visible": case.visible, "recent": case.recent}
     if scale is not None:
-        expected = decode_attention(
-            case.query.float(), case.keys, **sides, scale=scale, implementation="reference"
-        ).double()
-    moved = {
-        "values": [_moved(side, device) for side in case.values],
-        "visible": replace(case.visible, first=case.visible.first.to(device), last=case.visible.last.to(device)),
-        "recent": None if case.recent is None else _recent(case.recent, device),
-    }
-    keys = [_moved(side, device) for side in case.keys]
-    return error(
-        decode_attention(_to(case.query, device), keys, **moved, scale=scale, implementation="triton"), expected
-    )
+        wide = replace(case, query=case.query.float())
+        case = replace(case, expected=_attend(wide, scale, "reference").double())
+    return error(_attend(moved(case, device), scale, "triton"), case.expected)
 
 
-def _moved(side: PackedSide, device: str) -> PackedSide:
-    return replace(side, words=side.words.to(device), scales=side.scales.to(device))
-
-
-def _recent(recent: Recent, device: str) -> Recent:
-    return Recent(keys=_to(recent.keys, device), values=_to(recent.values, device), mask=recent.mask.to(device))
-
-
-def _to(x: Tensor, device: str) -> Tensor:
-    """``x`` on ``device`` with the strides that it has, which a copy of a view would not keep."""
-    room = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    held = torch.as_strided(x, (room,), (1,)).to(device)
-    return torch.as_strided(held, x.shape, x.stride())
+def _attend(case: Case, scale: float | None, implementation: Literal["reference", "triton"]) -> Tensor:
+    sides = {"values": case.values, "visible": case.visible, "recent": case.recent}
+    return decode_attention(case.query, case.keys, **sides, scale=scale, implementation=implementation)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels.decode_attention.op import PackedSide, Recent, Visible, decode_attention
+from kernels.decode_attention.op import Recent, Visible, decode_attention
 from tests.kernels.decode_attention import cases
-from tests.kernels.decode_attention.cases import TOLERANCE, Case, Shape, error, make
+from tests.kernels.decode_attention.cases import TOLERANCE, Case, Shape, error, make, moved
 from tests.kernels.decode_attention.neighbours import wrong
 
 ROOT = Path(__file__).parents[3]
@@ -75,24 +75,9 @@ SHAPES = (
 
 
 def run(case: Case) -> torch.Tensor:
-    def move(sides: tuple[PackedSide, ...]) -> list[PackedSide]:
-        return [replace(side, words=side.words.cuda(), scales=side.scales.cuda()) for side in sides]
-
-    visible = Visible(first=case.visible.first.cuda(), last=case.visible.last.cuda())
-    return decode_attention(
-        case.query.cuda(),
-        move(case.keys),
-        values=move(case.values),
-        visible=visible,
-        recent=on_gpu(case.recent),
-        implementation="triton",
-    )
-
-
-def on_gpu(recent: Recent | None) -> Recent | None:
-    if recent is None:
-        return None
-    return Recent(keys=recent.keys.cuda(), values=recent.values.cuda(), mask=recent.mask.cuda())
+    held = moved(case, "cuda")
+    sides = {"values": held.values, "visible": held.visible, "recent": held.recent}
+    return decode_attention(held.query, held.keys, **sides, implementation="triton")
 
 
 @gpu
@@ -144,7 +129,7 @@ FORMS = ("transposed", "odd rows", "odd offset", "channels first")
 @pytest.mark.parametrize("form", FORMS)
 def test_recent_tokens_may_be_any_view(form: str) -> None:
     case = make(Shape(tokens=150, recent=37, channel=True, v_group=32))
-    held = on_gpu(case.recent)
+    held = moved(case, "cuda").recent
     assert held is not None
     recent = replace(held, keys=laid(held.keys, form), values=laid(held.values, form))
     assert error(run(replace(case, recent=recent)), case.expected) < TOLERANCE[torch.float16]
@@ -185,17 +170,12 @@ def test_fifty_runs_are_equal(channel: bool) -> None:
 @pytest.mark.parametrize(("cuts", "slots"), [((), 0), ((5, 20), 0), ((), 71), ((5, 20), 40)])
 def test_one_captured_graph_is_right_at_every_length(cuts: tuple[int, ...], slots: int) -> None:
     case = make(Shape(tokens=4096, batch=1, recent=slots, cuts=cuts))
-    keys, values = (
-        [replace(side, words=side.words.cuda(), scales=side.scales.cuda()) for side in sides]
-        for sides in (case.keys, case.values)
-    )
-    query = case.query.cuda()
-    visible = Visible(first=case.visible.first.cuda(), last=case.visible.last.cuda())
-    recent = on_gpu(case.recent)
-    decode_attention(query, keys, values=values, visible=visible, recent=recent)
+    held = moved(case, "cuda")
+    visible, sides = held.visible, {"values": held.values, "visible": held.visible, "recent": held.recent}
+    decode_attention(held.query, held.keys, **sides)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = decode_attention(query, keys, values=values, visible=visible, recent=recent)
+        out = decode_attention(held.query, held.keys, **sides)
     for first, last in ((0, 4096), (0, 1), (0, 0), (100, 150), (300, 1400), (4000, 4096), (0, 1281)):
         visible.first.fill_(first)
         visible.last.fill_(last)
